@@ -1,7 +1,7 @@
 //! Runs the same guest with libvirt, if installed and running: as transient domains, by `virsh`.
 //!
 //! The daemon of the host is used if it answers. Else, for root, one is started that no service
-//! manager needs to know: in mount and network namespaces of its own, with all of its files below
+//! manager needs to know: in separate mount and network namespaces, with all of its files below
 //! the place of the measurement.
 
 use std::{

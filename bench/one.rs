@@ -114,7 +114,7 @@ pub(crate) fn measure() -> Outcome<Vec<Figure>> {
         },
         Figure::times(
             "the same start over QEMU with the options of qvm",
-            ("1.15 ×", 1.15),
+            ("1.25 ×", 1.25),
             &now.start,
             ("same options, exec to `cont`", &same_start),
         )

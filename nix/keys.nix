@@ -48,7 +48,7 @@ with import ./types.nix { inherit lib; };
     media = one [ "disk" "cdrom" ] "The medium in the guest.";
     readOnly = bool "Attach the disk read-only.";
     cache = one [ "writeback" "none" ] "Whether the host's page cache is used. With `none` the disk is opened with O_DIRECT.";
-    iothread = bool "Process the requests of the disk in a thread of its own. Value: `true` only with `bus = \"virtio\"`.";
+    iothread = bool "Process the requests of the disk in a separate thread. Value: `true` only with `bus = \"virtio\"`.";
     logicalBlockSize = key sectorSize "The size of a sector that the guest sees, in bytes.";
     iops = within 1 1000000000 "Requests per second that the guest gets, reads and writes together. Value: not with `iopsRead` or `iopsWrite`.";
     iopsBurst = within 1 1000000000 "Requests per second during a burst. Value: at least `iops`.";

@@ -152,9 +152,9 @@ fn log(verbose: u8, quiet: bool, in_journal: bool) {
         (false, 1) => LevelFilter::INFO,
         (false, _) => LevelFilter::DEBUG,
     };
-    let said = verbose > 1 || quiet;
+    let is_set = verbose > 1 || quiet;
     // `warn,qvm=debug`; a filter that cannot be read is none.
-    let wanted = env::var("QVM_LOG").ok().filter(|filter| !said && !filter.is_empty());
+    let wanted = env::var("QVM_LOG").ok().filter(|filter| !is_set && !filter.is_empty());
     let filter = wanted.and_then(|filter| filter.parse().ok());
     let filter: Targets = filter.unwrap_or_else(|| Targets::new().with_default(level));
     let log = fmt().with_max_level(LevelFilter::TRACE).with_writer(io::stderr).with_target(false);

@@ -1,33 +1,32 @@
-# Sourced by the scripts here: run commands with progress lines, bound them by progress, and report
-# the last error.
+# Sourced by these scripts: runs commands with progress lines, fails them if they make no progress,
+# and reports the last error.
 #
-# No command is silent for longer than PROGRESS_SEC. A bound on time is a bound on *standstill*: a
-# loaded machine is slow, not broken.
+# No command is silent for longer than PROGRESS_SEC. Time limits apply to the time without progress,
+# because a loaded machine is slow.
 # shellcheck shell=bash
 
 # Seconds between two progress lines.
 PROGRESS_SEC=${PROGRESS_SEC:-5}
-# Seconds without any progress of a guest before it counts as hung, and seconds in all.
+# Seconds without progress of a guest before it counts as hung, and the total limit in seconds.
 QUIET_SEC=${QUIET_SEC:-300}
 TOTAL_SEC=${TOTAL_SEC:-1200}
 
 # Prints the last line of a file that is not empty, without control characters, cut to the width of
 # a line.
 last_line() {
-    # A carriage return starts a line again: what counts is behind the last one.
+    # A carriage return starts a line again: only the text after the last one counts.
     tail -c 4000 "$1" 2>/dev/null | tr '\r' '\n' | sed -e 's/\x1b\[[0-9;?]*[A-Za-z]//g' -e 's/[^[:print:]]//g' |
         awk 'NF { line = $0 } END { print substr(line, 1, 100) }'
 }
 
-# Prints the last error in a log: the last lines that are an error by their form, else the last
-# line.
+# Prints the last error in a log: the last lines with the form of an error, else the last line.
 last_error() {
     local lines
     lines=$(sed -e 's/\x1b\[[0-9;?]*[A-Za-z]//g' "$1" | awk '
-        # What says no more than that something failed is of use only where nothing else is there.
+        # A line that only reports a failure is used only if there is no other one.
         /^make(\[[0-9]+\])?: \*\*\*/ || /^error: could not compile/ ||
             /^E: (Can not write log|mmdebstrap failed to run|setup failed: E: command failed)/ { vague = $0; next }
-        # The first line of the compiler says what, the one behind it where.
+        # The first line of the compiler is the error, the next one its position.
         follows && /^ *-->/ { last = last "\n" $0 }
         { follows = 0 }
         /^(E|Err|error|fatal|dpkg|[^ ]*: error|[^ ]*: command not found)[:[]/ || /^error(\[E[0-9]+\])?:/ ||
@@ -38,16 +37,16 @@ last_error() {
     printf '%s\n' "${lines:-no output}"
 }
 
-# Whether a log contains an error of the network: a second try may succeed. Any other error is
-# expected to come again.
+# Whether a log contains a network error, for which a retry may help. Other errors would be
+# repeated.
 is_network_error() {
     local resolve='Temporary failure resolving|Could not connect|Connection (failed|reset|timed out)'
     local fetch='Failed to fetch|Unable to fetch|Hash Sum mismatch|File has unexpected size'
     grep -qE "$resolve|$fetch|50[0234] +[A-Z]" "$1"
 }
 
-# logged LOG LABEL COMMAND…: runs a command with its output in LOG and prints the last line of that
-# every PROGRESS_SEC. Exit code of the command. Sets `logged_pid` while it runs.
+# logged LOG LABEL COMMAND…: runs a command with its output in LOG and prints the last line of it
+# every PROGRESS_SEC. Returns the exit code of the command. Sets `logged_pid` while it runs.
 logged() {
     local log=$1 doing=$2 rc=0 from=$SECONDS next=$((SECONDS + PROGRESS_SEC))
     shift 2
@@ -64,9 +63,9 @@ logged() {
     return "$rc"
 }
 
-# run_steps LABEL COMMAND [LABEL COMMAND…]: runs shell commands side by side, each with its output
-# in a log, and prints one line for all of them every PROGRESS_SEC: what each does. The first that
-# fails ends the others and is reported by its last error.
+# run_steps LABEL COMMAND [LABEL COMMAND…]: runs shell commands in parallel, each with its output in
+# a log, and prints one line for all of them every PROGRESS_SEC. The first failing command ends the
+# others and is reported with its last error.
 run_steps() (
     set -u
     logs=$(mktemp -d "${TMPDIR:-/tmp}/qvm-steps.XXXXXX")
@@ -85,7 +84,7 @@ run_steps() (
     trap 'exit 130' INT
     trap 'exit 143' TERM
     started=$SECONDS next=$((SECONDS + PROGRESS_SEC)) number=0
-    set -m # each in a process group of its own, which is ended as a whole
+    set -m # each in a separate process group, which is ended as a whole
     while [[ $# -ge 2 ]]; do
         number=$((number + 1))
         order+=("$number")
@@ -130,8 +129,8 @@ run_steps() (
 )
 
 # while_progress FILE COMMAND…: runs a command until it ends, as long as FILE (a guest's console)
-# grows: at most QUIET_SEC without a byte and TOTAL_SEC in all. Prints the last line of FILE every
-# PROGRESS_SEC. Exit code of the command; 124 where the time is up.
+# grows: at most QUIET_SEC without a byte and TOTAL_SEC in total. Prints the last line of FILE every
+# PROGRESS_SEC. Returns the exit code of the command; 124 if the time is up.
 while_progress() {
     local file=$1 child rc=0 size=-1 now grew=$SECONDS started=$SECONDS next=$((SECONDS + PROGRESS_SEC))
     shift

@@ -65,7 +65,7 @@ fn shown(part: &Part, said: &[u8]) {
         assert!(time.is_ascii() && time.ends_with(b"  "), "{time:?}");
         bare.extend_from_slice(line);
     }
-    assert_eq!(bare, said, "with times it says another thing");
+    assert_eq!(bare, said, "the text differs with times");
     assert_eq!(LogFormatter::new(None).text(part.clone()), said);
     assert!(said.ends_with(&part.clone().since_boot().bytes));
     for lines in 0..4 {

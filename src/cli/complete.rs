@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_a_name_or_an_image_can_be_chosen() {
+    fn names_and_images_are_completed() {
         let command = command(None);
         let mut count = 0;
         for verb in command.get_subcommands().filter(|verb| verb.get_name() != "new") {
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_directory_on_the_line_counts() {
+    fn last_directory_option_wins() {
         let words = ["qvm", "--config-dir", "a", "stop", "--config-dir=b/c", "w"];
         let words: Vec<OsString> = words.iter().map(OsString::from).collect();
         let none = |_: &str| None;

@@ -73,7 +73,7 @@ impl Failure {
         Self::described(error).host_fault_if(error.is_host_fault())
     }
 
-    /// Like [`explained`](Self::explained), for an error about one VM, whose name replaces `NAME` in
+    /// Like [`explained`](Self::explained), for an error about one VM: its name replaces `NAME` in
     /// the hint.
     pub fn explained_for(error: &(dyn Explain + 'static), name: &VmName) -> Self {
         Self::explained(error).about(name).hint(error.hint_for(name))
@@ -176,9 +176,9 @@ impl Failure {
         if let [one] = failures.as_slice() {
             return Err(one.clone());
         }
-        let told: Vec<String> =
+        let messages: Vec<String> =
             failures.iter().map(Self::to_string).filter(|text| !text.is_empty()).collect();
-        Err(Self::preformatted(worst, told.join("\n")))
+        Err(Self::preformatted(worst, messages.join("\n")))
     }
 }
 

@@ -38,7 +38,7 @@ pub use self::dirs::{Dirs, layout};
 use self::dirs::{dir, system};
 pub use self::invocation::Invocation;
 pub use self::run_line::recognize_run;
-use self::settings::{config_home, means, settings};
+use self::settings::{config_home, identity_source, settings};
 use self::verbs::Verb;
 
 impl Cli {
@@ -162,8 +162,9 @@ async fn run_verb(cli: Cli, invocation: &Invocation<'_>) -> Result<(), Failure> 
             verb::new::run(&args, &layout, dir(invocation.env, "HOME").as_deref(), screen)
         }
         Verb::Edit(args) => {
-            let said = |key: &str| (invocation.env)(key).filter(|editor| !editor.is_empty());
-            let editor = said("VISUAL").or_else(|| said("EDITOR")).unwrap_or_else(|| "vi".into());
+            let variable = |key: &str| (invocation.env)(key).filter(|editor| !editor.is_empty());
+            let editor =
+                variable("VISUAL").or_else(|| variable("EDITOR")).unwrap_or_else(|| "vi".into());
             Box::pin(verb::edit::run(&args, &layout, &editor)).await
         }
         Verb::Check(args) => {
@@ -202,17 +203,24 @@ async fn run_verb(cli: Cli, invocation: &Invocation<'_>) -> Result<(), Failure> 
         }
         Verb::Rename(args) => Box::pin(verb::rename::run(&args, &layout, manager)).await,
         Verb::Clone(args) => {
-            let means = means(layout);
-            Box::pin(verb::clone::run(&args, means, invocation.exe, manager, invocation.terminal))
-                .await
+            let identity_source = identity_source(layout);
+            Box::pin(verb::clone::run(
+                &args,
+                identity_source,
+                invocation.exe,
+                manager,
+                invocation.terminal,
+            ))
+            .await
         }
         Verb::Export(args) => {
             Box::pin(verb::export::run(&args, &layout, cwd, invocation.now, invocation.terminal))
                 .await
         }
         Verb::Import(args) => {
-            let means = means(layout);
-            Box::pin(verb::import::run(&args, means, cwd, manager, invocation.terminal)).await
+            let identity_source = identity_source(layout);
+            Box::pin(verb::import::run(&args, identity_source, cwd, manager, invocation.terminal))
+                .await
         }
         Verb::Rm(args) => Box::pin(verb::rm::run(&args, &layout)).await,
         Verb::Gc(args) => {
@@ -359,9 +367,9 @@ mod tests {
         {
             let words =
                 std::iter::once("qvm").chain(words.iter().copied()).map(std::ffi::OsString::from);
-            let said = Cli::from_arguments(words).unwrap_err().to_string();
-            assert!(!said.contains('\u{1b}') && !said.contains("\nb"), "{said:?}");
-            assert!(said.contains("\\n") || said.contains("\\u{1b}"), "{said:?}");
+            let variable = Cli::from_arguments(words).unwrap_err().to_string();
+            assert!(!variable.contains('\u{1b}') && !variable.contains("\nb"), "{variable:?}");
+            assert!(variable.contains("\\n") || variable.contains("\\u{1b}"), "{variable:?}");
         }
     }
 }

@@ -37,7 +37,7 @@ pub fn recognize_run(arguments: &[OsString]) -> Option<Cli> {
                 "runtime-dir" => &mut dirs.runtime_dir,
                 _ => return None,
             };
-            // clap has rules of its own for these.
+            // clap has other rules for these.
             if dir.is_some() || value.is_empty() || value.starts_with('-') {
                 return None;
             }

@@ -44,7 +44,7 @@ pub(super) fn settings(name: VmName, layout: Layout, invocation: &Invocation<'_>
 }
 
 /// Returns the sources of new identities.
-pub(super) fn means(layout: Layout) -> IdentitySource {
+pub(super) fn identity_source(layout: Layout) -> IdentitySource {
     IdentitySource { layout, host_id: machine_id::read(), uuid: new_uuid }
 }
 

@@ -215,9 +215,9 @@ mod tests {
 
     fn authorizer(own: u32, operators: &[&str]) -> (watch::Sender<Vec<Operator>>, Authorizer) {
         let operators = operators.iter().map(|text| text.parse().unwrap()).collect();
-        let (told, operators) = watch::channel(operators);
+        let (sender, operators) = watch::channel(operators);
         let file = "/etc/qvm/vms/web.toml".into();
-        (told, Authorizer { own, operators, file, accounts: ACCOUNTS })
+        (sender, Authorizer { own, operators, file, accounts: ACCOUNTS })
     }
 
     #[tokio::test]
@@ -245,7 +245,7 @@ mod tests {
 
     #[tokio::test]
     async fn changed_operators_count_at_once() {
-        let (told, authorizer) = authorizer(0, &[]);
+        let (sender, authorizer) = authorizer(0, &[]);
         let denied = authorizer.check(&peer(1000, &[]), "pause the VM").await.unwrap_err();
         assert_eq!(
             denied.to_string(),
@@ -257,7 +257,7 @@ mod tests {
             "add `operators = [\"alice\"]` to /etc/qvm/vms/web.toml, then run `qvm apply NAME` as \
              root"
         );
-        told.send_replace(vec!["alice".parse().unwrap()]);
+        sender.send_replace(vec!["alice".parse().unwrap()]);
         assert_eq!(authorizer.check(&peer(1000, &[]), "pause the VM").await, Ok(()));
         let denied = authorizer.check(&peer(7, &[]), "pause the VM").await.unwrap_err();
         assert!(denied.to_string().ends_with("the client is uid 7"), "{denied}");
@@ -315,15 +315,16 @@ mod tests {
             failed: true,
             console: vec!["password: hunter2".into()],
         };
-        let text = json!({ "name": "web", "state": "failed", "vcpu": 1, "memBytes": 1, "cpuWeight": 1,
+        let text = json!({
+            "name": "web", "state": "failed", "vcpu": 1, "memBytes": 1, "cpuWeight": 1,
             "autostart": false, "pending": [], "notes": [], "ends": [end], "lastStop": end });
         let status: Status = serde_json::from_value(text).unwrap();
         assert!(json!(status).to_string().contains("hunter2"));
-        let told = json!(without_console(status)).to_string();
-        assert!(!told.contains("hunter2") && told.contains("it died"), "{told}");
+        let text = json!(without_console(status)).to_string();
+        assert!(!text.contains("hunter2") && text.contains("it died"), "{text}");
         let event = Event { at: None, event: "QVM_END".into(), data: Some(json!(end)) };
-        let told = json!(event_without_console(event)).to_string();
-        assert!(!told.contains("hunter2") && told.contains("it died"), "{told}");
+        let text = json!(event_without_console(event)).to_string();
+        assert!(!text.contains("hunter2") && text.contains("it died"), "{text}");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::value::{ErrorCode, keyboard::Chord};
 pub use super::client_error::Error;
 use super::types::{Command, Event, Guest, Statistics, Status};
 
-/// The limit for a reply: the supervisor waits for QEMU with a shorter limit of its own.
+/// The limit for a reply: the supervisor waits for QEMU with a shorter limit.
 const ANSWER: Duration = Duration::from_secs(30);
 /// The limit for saving a guest's state: a day, the maximum of `shutdownTimeoutSec`, and the time
 /// that QEMU needs to exit.
@@ -44,7 +44,7 @@ impl From<zlink::Error> for Error {
                     let reason = "the supervisor denied permission".to_owned();
                     return Self::NotAllowed { reason, hint: None };
                 }
-                let told = serde_json::to_value(error.inner()).unwrap_or_default();
+                let reply = serde_json::to_value(error.inner()).unwrap_or_default();
                 let (code, reason) = match error.inner() {
                     Service::InvalidParameter { parameter } => {
                         let reason = format!("the parameter `{parameter}` is invalid");
@@ -58,7 +58,7 @@ impl From<zlink::Error> for Error {
                     }
                     other => (ErrorCode::Other, other.to_string()),
                 };
-                let error = told["error"].as_str().unwrap_or_default().to_owned();
+                let error = reply["error"].as_str().unwrap_or_default().to_owned();
                 Self::Refused { error, code, reason }
             }
             // Any other failure of an established connection is its end.
@@ -77,22 +77,22 @@ struct Refused {
 
 impl From<Refused> for Error {
     fn from(Refused { error, parameters }: Refused) -> Self {
-        let said = |key: &str| parameters.get(key)?.as_str().map(str::to_owned);
-        let reason = said("reason")
-            .or_else(|| said("state").map(|state| format!("not possible: the VM is {state}")))
+        let text = |key: &str| parameters.get(key)?.as_str().map(str::to_owned);
+        let reason = text("reason")
+            .or_else(|| text("state").map(|state| format!("not possible: the VM is {state}")))
             .unwrap_or_else(|| match error.rsplit('.').next() {
                 Some("NotConnected") => "not possible: QEMU is not running".to_owned(),
                 Some(word) => word.to_owned(),
                 None => error.clone(),
             });
         match error.as_str() {
-            DENIED => Self::NotAllowed { reason, hint: said("hint") },
+            DENIED => Self::NotAllowed { reason, hint: text("hint") },
             "io.qvm.Vm.GuestRefused" => Self::Guest { reason },
             "io.qvm.Vm.Frozen" => Self::Frozen { reason },
             "io.qvm.Vm.Unconfirmed" => Self::Unconfirmed { reason },
             "io.qvm.Vm.HostFault" => Self::HostFault { reason },
             _ => {
-                let code = match said("code") {
+                let code = match text("code") {
                     Some(word) => ErrorCode::from_word(&word),
                     None => code_of_error(&error),
                 };
@@ -184,8 +184,8 @@ impl Client {
         struct Reply {
             status: Status,
         }
-        let (told, _): (Reply, _) = self.call("io.qvm.Vm.Status", json!({}), limit).await?;
-        Ok(told.status)
+        let (reply, _): (Reply, _) = self.call("io.qvm.Vm.Status", json!({}), limit).await?;
+        Ok(reply.status)
     }
 
     /// Returns what the guest agent reports, if it answers.
@@ -197,8 +197,8 @@ impl Client {
         struct Reply {
             guest: Guest,
         }
-        let (told, _): (Reply, _) = self.call("io.qvm.Vm.Guest", json!({}), ANSWER).await?;
-        Ok(told.guest)
+        let (reply, _): (Reply, _) = self.call("io.qvm.Vm.Guest", json!({}), ANSWER).await?;
+        Ok(reply.guest)
     }
 
     /// Returns the last events, newest first.
@@ -210,8 +210,8 @@ impl Client {
         struct Reply {
             events: Vec<Event>,
         }
-        let (told, _): (Reply, _) = self.call("io.qvm.Vm.RecentEvents", json!({}), ANSWER).await?;
-        Ok(told.events)
+        let (reply, _): (Reply, _) = self.call("io.qvm.Vm.RecentEvents", json!({}), ANSWER).await?;
+        Ok(reply.events)
     }
 
     /// Returns counters that only QEMU has.
@@ -223,8 +223,8 @@ impl Client {
         struct Reply {
             statistics: Statistics,
         }
-        let (told, _): (Reply, _) = self.call("io.qvm.Vm.Statistics", json!({}), limit).await?;
-        Ok(told.statistics)
+        let (reply, _): (Reply, _) = self.call("io.qvm.Vm.Statistics", json!({}), limit).await?;
+        Ok(reply.statistics)
     }
 
     /// Executes a command. Returns when it has taken effect; for `PowerOff` and `Reboot`, when the

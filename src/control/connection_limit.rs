@@ -52,12 +52,12 @@ impl ConnectionLimit {
             false => (MAX_CONNECTIONS - RESERVED, "for users other than root"),
         };
         if all >= most || !trusted && theirs >= MAX_PER_USER {
-            let said = std::mem::replace(&mut counts.is_refusing, true);
-            let told = format!(
+            let was_refusing = std::mem::replace(&mut counts.is_refusing, true);
+            let message = format!(
                 "connection to the control socket refused: user {uid} has {theirs} connections, \
                                  the limit is {most} {whose}"
             );
-            return Err(Full { message: (!said).then_some(told) });
+            return Err(Full { message: (!was_refusing).then_some(message) });
         }
         counts.is_refusing = false;
         *counts.by_uid.entry(uid).or_default() += 1;

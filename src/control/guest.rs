@@ -47,8 +47,9 @@ impl Client {
         let parameters = json!({
             "command": command, "arguments": arguments, "timeoutSec": limit.as_secs(),
         });
-        let (told, _): (Reply, _) = self.call("io.qvm.Vm.Agent", parameters, limit + AGENT).await?;
-        Ok(told.result)
+        let (reply, _): (Reply, _) =
+            self.call("io.qvm.Vm.Agent", parameters, limit + AGENT).await?;
+        Ok(reply.result)
     }
 
     /// Freezes the guest's file systems until [`Self::thaw`] or for `thaw_after`; returns their
@@ -59,8 +60,8 @@ impl Client {
     pub async fn freeze(&mut self, thaw_after: Duration) -> Result<u64, Error> {
         let parameters = json!({ "thawAfterSec": thaw_after.as_secs() });
         let limit = thaw_after + AGENT;
-        let (told, _): (Filesystems, _) = self.call("io.qvm.Vm.Freeze", parameters, limit).await?;
-        Ok(told.filesystems)
+        let (reply, _): (Filesystems, _) = self.call("io.qvm.Vm.Freeze", parameters, limit).await?;
+        Ok(reply.filesystems)
     }
 
     /// Thaws the file systems; returns their number.
@@ -68,7 +69,8 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn thaw(&mut self) -> Result<u64, Error> {
-        let (told, _): (Filesystems, _) = self.call("io.qvm.Vm.Thaw", json!({}), 2 * AGENT).await?;
-        Ok(told.filesystems)
+        let (reply, _): (Filesystems, _) =
+            self.call("io.qvm.Vm.Thaw", json!({}), 2 * AGENT).await?;
+        Ok(reply.filesystems)
     }
 }

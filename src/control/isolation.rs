@@ -8,7 +8,7 @@ pub use crate::spec::Isolation as Mode;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Layer {
-    /// A user of its own, which owns only this VM's disks.
+    /// A separate UID, which owns only this VM's disks.
     Uid,
     /// No capabilities (capabilities(7)).
     Capabilities,
@@ -132,14 +132,14 @@ impl Isolation {
         if let (Some(uid), Some(word)) = (self.uid, words.iter_mut().find(|word| *word == "uid")) {
             *word = format!("uid {uid}");
         }
-        let mut told = words.join(", ");
+        let mut text = words.join(", ");
         if self.mode == Mode::Strict {
-            told.insert_str(0, "strict: ");
+            text.insert_str(0, "strict: ");
         }
         for Missing { layer, why } in &self.missing {
-            told.push_str(&format!("; no {}: {why}", layer.word()));
+            text.push_str(&format!("; no {}: {why}", layer.word()));
         }
-        told
+        text
     }
 }
 

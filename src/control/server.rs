@@ -62,7 +62,7 @@ pub async fn serve(listener: StdListener, handle: ControlHandle) {
                                 drop(permit);
                             });
                         }
-                        Err(full) => full.message.iter().for_each(|told| warn!("{told}")),
+                        Err(full) => full.message.iter().for_each(|message| warn!("{message}")),
                     },
                     Err(error) => warn!("cannot get peer credentials of the control socket \
                          client: {error}"),
@@ -78,8 +78,8 @@ pub async fn serve(listener: StdListener, handle: ControlHandle) {
         }
     }
     drop((listener, handle));
-    let told = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(DRAIN_LIMIT, told).await.is_err() {
+    let drained = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(DRAIN_LIMIT, drained).await.is_err() {
         debug!("{} clients did not read the last events", connections.len());
     }
 }
@@ -135,8 +135,8 @@ async fn connection(stream: UnixStream, peer: Peer, handle: ControlHandle) {
             Ok(Answer::Events(listener)) => {
                 return send_events(calls, replies, handle, listener).await;
             }
-            Ok(Answer::Done(told)) => replies.send(&Reply::from(told), &[]).await,
-            Ok(Answer::Descriptor(told, fd)) => replies.send(&Reply::from(told), &[fd]).await,
+            Ok(Answer::Done(reply)) => replies.send(&Reply::from(reply), &[]).await,
+            Ok(Answer::Descriptor(reply, fd)) => replies.send(&Reply::from(reply), &[fd]).await,
             Err(fault) => replies.send(&fault, &[]).await,
         };
         if sent.is_err() {
@@ -204,8 +204,8 @@ async fn dispatch(
             json!(done)
         }
         Method::Agent { command, arguments, limit } => {
-            let told = ask(handle, |reply| Request::Agent { command, arguments, limit, reply });
-            json!({ "result": told.await?? })
+            let reply = ask(handle, |reply| Request::Agent { command, arguments, limit, reply });
+            json!({ "result": reply.await?? })
         }
         Method::Freeze { thaw_after } => {
             let frozen = ask(handle, |reply| Request::Freeze { thaw_after, reply }).await??;
@@ -252,15 +252,15 @@ fn describe(status: &Status, memory: bool) -> Value {
         State::Stopping | State::Stopped | State::Failed => "shutdown",
         State::Unknown => "unknown",
     };
-    let mut told = json!({ "running": status.state == State::Running, "status": word });
+    let mut description = json!({ "running": status.state == State::Running, "status": word });
     if memory {
-        told["memory"] = json!({
+        description["memory"] = json!({
             "configuredBytes": status.mem_bytes,
             "targetBytes": status.mem_target_bytes.unwrap_or(status.mem_bytes),
             "actualBytes": status.mem_actual_bytes,
         });
     }
-    told
+    description
 }
 
 /// Sends events until the client closes the connection or the loop ends. The first event, as in

@@ -112,8 +112,8 @@ pub struct Status {
     pub description: Option<String>,
     /// The differences between the VM file and the running VM.
     pub pending: Vec<Pending>,
-    /// Notes for the operator, such as TCG instead of KVM: `notes`, the texts, and `noteDetails`, the
-    /// objects.
+    /// Notes for the operator, such as TCG instead of KVM: the texts as `notes`, and the objects as
+    /// `noteDetails`.
     #[serde(flatten)]
     pub notes: Notes,
     /// The newest of `ends`.

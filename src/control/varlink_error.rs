@@ -125,21 +125,21 @@ mod tests {
 
     #[test]
     fn names_and_parameters_are_those_of_the_descriptions() {
-        let told = |fault: VarlinkError| serde_json::to_value(fault).unwrap();
-        let name = |fault: VarlinkError| told(fault)["error"].as_str().unwrap().to_owned();
+        let to_json = |fault: VarlinkError| serde_json::to_value(fault).unwrap();
+        let name = |fault: VarlinkError| to_json(fault)["error"].as_str().unwrap().to_owned();
         assert_eq!(
-            told(VarlinkError::loop_ended()),
+            to_json(VarlinkError::loop_ended()),
             json!({ "error": "io.qvm.Vm.NotNow", "parameters": { "state": "stopping" } })
         );
         assert_eq!(
-            told(VarlinkError::invalid("bytes")),
+            to_json(VarlinkError::invalid("bytes")),
             json!({
                 "error": "org.varlink.service.InvalidParameter",
                 "parameters": { "parameter": "bytes" },
             })
         );
         assert_eq!(
-            told(VarlinkError::denied("no".into(), "ask".into())),
+            to_json(VarlinkError::denied("no".into(), "ask".into())),
             json!({
                 "error": "org.varlink.service.PermissionDenied",
                 "parameters": { "reason": "no", "hint": "ask" },

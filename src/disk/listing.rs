@@ -28,7 +28,7 @@ use crate::{
 pub struct ListedDisk {
     /// The name of the disk.
     pub disk: Label,
-    /// Where the VM file says that its content comes from.
+    /// The source of its content in the VM file.
     pub source: DiskOrigin,
     /// The file or device.
     pub path: PathBuf,
@@ -152,7 +152,8 @@ impl ListedDisk {
         }
     }
 
-    /// Adds what is there. `size` is what the VM file says, `base` what qvm created the disk on.
+    /// Adds the properties of the file. `size` is the size in the VM file, `base` the base image of
+    /// the disk.
     fn examine(mut self, size: Option<u64>, base: Option<&Path>, sys: &Path) -> Self {
         match file::metadata(&self.path) {
             Ok(Some(metadata)) if metadata.file_type().is_block_device() => self.of_device(sys),

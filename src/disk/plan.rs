@@ -1,7 +1,7 @@
 //! Decides what to do with a disk, from what exists.
 //!
 //! The rule: an existing disk has precedence. It is never re-created, shrunk or changed except by
-//! growing, whatever the VM file says about its image; ignored keys are reported.
+//! growing, regardless of the image in the VM file; ignored keys are reported.
 
 use std::path::PathBuf;
 

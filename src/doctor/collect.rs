@@ -39,10 +39,10 @@ use crate::{
     sys::storage_reader::{self, StorageReader},
 };
 
-/// The limit for a program of the host.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// The limit of its output, in bytes.
-const MOST: usize = 4 << 20;
+/// The time limit of a program of the host.
+const TIME_LIMIT: Duration = Duration::from_secs(10);
+/// The output limit of a program of the host, in bytes.
+const OUTPUT_LIMIT: usize = 4 << 20;
 
 /// The sources of an inspection.
 #[derive(Debug, Clone, Copy)]
@@ -62,18 +62,19 @@ pub struct Sources<'a> {
 }
 
 /// Inspects everything.
-pub async fn look(from: &Sources<'_>) -> Seen {
+pub async fn inspect(from: &Sources<'_>) -> Seen {
     let storage = StorageReader::default();
     let (file, cache) = (from.layout.host_settings(), from.layout.facts_cache());
     let state = from.layout.state.clone();
     let settings = storage.read(&from.layout.host_settings(), move |_| HostSettings::load(&file));
     let cached = storage.read(&from.layout.facts_cache(), move |_| file::read(&cache).map(drop));
-    let room = storage.read(&from.layout.state, move |_| file_system::room(&state).ok());
+    let disk_space =
+        storage.read(&from.layout.state, move |_| file_system::disk_space(&state).ok());
     // In parallel, because each may reach its time limit.
     let entries = inventory(&storage, from.layout, &[]);
-    let (Files { written, mut problems }, settings, cached, room, entries) =
-        tokio::join!(files(from.layout, &storage), settings, cached, room, entries);
-    let room = room.ok().flatten();
+    let (Files { written, mut problems }, settings, cached, disk_space, entries) =
+        tokio::join!(files(from.layout, &storage), settings, cached, disk_space, entries);
+    let disk_space = disk_space.ok().flatten();
     let settings = settings
         .unwrap_or_else(|error| Err(no_answer(&from.layout.host_settings(), &error).into()));
     let settings = settings.unwrap_or_else(|Invalid(all)| {
@@ -111,16 +112,16 @@ pub async fn look(from: &Sources<'_>) -> Seen {
         let (runs, user) = (running.contains_key(&name), running.get(&name).copied().flatten());
         let unknown = unknown.remove(&name);
         let (qemu, config_home) = (known.clone(), from.config_home.map(Path::to_owned));
-        let looked =
-            LookedAt { layout: from.layout.clone(), name, written, runs, qemu, config_home };
-        let blank = VmSeen { user, unknown, ..looked.unread() };
+        let inspection =
+            VmInspection { layout: from.layout.clone(), name, written, runs, qemu, config_home };
+        let blank = VmSeen { user, unknown, ..inspection.unread() };
         let state = from.layout.vm(&blank.name).state;
-        let read = storage.read(&state, move |_| looked.vm());
+        let read = storage.read(&state, move |_| inspection.vm());
         async move {
             match read.await {
                 Ok(seen) => VmSeen { user: blank.user, unknown: blank.unknown, ..seen },
                 Err(error) => {
-                    let why = Complaint { what: error.to_string(), way_out: error.hint() };
+                    let why = Complaint { what: error.to_string(), hint: error.hint() };
                     VmSeen { unknown: blank.unknown.or(Some(why)), ..blank }
                 }
             }
@@ -131,7 +132,7 @@ pub async fn look(from: &Sources<'_>) -> Seen {
     let found = beside.is_some_and(|path| path.is_absolute()) || from.program("qemu-img").is_some();
     let isolation = qemu.as_ref().ok().map(|seen| {
         isolate::probe(&seen.qemu, from.root, settings.uid_range)
-            .map_err(|error| Complaint { what: chain(&error), way_out: error.hint() })
+            .map_err(|error| Complaint { what: chain(&error), hint: error.hint() })
     });
     Seen {
         isolation,
@@ -140,7 +141,7 @@ pub async fn look(from: &Sources<'_>) -> Seen {
         qemu,
         qemu_img: found,
         network: network(from, &written),
-        room,
+        disk_space,
         memory: admission::memory(from.root, &settings),
         admission: settings.admission,
         units: from.manager.map(|scope| from.units(scope, &written)),
@@ -190,7 +191,7 @@ async fn files(layout: &Layout, storage: &StorageReader) -> Files {
 }
 
 fn qemu(probe: &Probe<'_>) -> Result<QemuSeen, Complaint> {
-    let facts = probe.facts().map_err(|e| Complaint { what: chain(&e), way_out: e.hint() })?;
+    let facts = probe.facts().map_err(|e| Complaint { what: chain(&e), hint: e.hint() })?;
     // Without the list no finding names a machine type: QEMU itself refuses an unknown one.
     let machines = probe.machines(&facts.qemu.binary).unwrap_or_default();
     Ok(QemuSeen { qemu: facts.qemu, machines })
@@ -207,12 +208,12 @@ fn unlisted(layout: &Layout, entry: &Entry) -> Option<Problem> {
     let dir = [layout.vm_states(), layout.runtime.clone()]
         .into_iter()
         .find(|dir| dir.as_os_str() == OsStr::new(&entry.name))?;
-    let Complaint { what, way_out } = complaint(entry)?;
-    Some(Problem::of_file(&dir, what, way_out))
+    let Complaint { what, hint } = complaint(entry)?;
+    Some(Problem::of_file(&dir, what, hint))
 }
 
-/// A VM whose files are read, and what is known of it.
-struct LookedAt {
+/// An inspection of the files of one VM.
+struct VmInspection {
     layout: Layout,
     name: VmName,
     written: Option<Vm>,
@@ -221,7 +222,7 @@ struct LookedAt {
     config_home: Option<PathBuf>,
 }
 
-impl LookedAt {
+impl VmInspection {
     /// Returns the findings' data without the VM's files.
     fn unread(&self) -> VmSeen {
         VmSeen {
@@ -245,14 +246,14 @@ impl LookedAt {
             runs.then(|| crate::store::vm_file_copies::booted(&paths, name, &layout.vm_file(name)));
         let booted = booted.flatten().map(|(vm, _)| vm);
         let identity = identity_store::read(&paths);
-        let identity = identity.map_err(|e| Complaint { what: chain(&e), way_out: e.hint() });
+        let identity = identity.map_err(|e| Complaint { what: chain(&e), hint: e.hint() });
         let firmware = match (written, &**qemu) {
             (Some(vm), Some(seen)) => {
                 let pinned = identity.as_ref().ok().and_then(Option::as_ref);
                 let machine = pinned.map_or(&seen.qemu.machine, |identity| &identity.machine);
                 prepare::firmware_for(config_home.as_deref(), &seen.qemu.binary, vm, machine)
                     .map(drop)
-                    .map_err(|e| Complaint { what: chain(&e), way_out: e.hint() })
+                    .map_err(|e| Complaint { what: chain(&e), hint: e.hint() })
             }
             _ => Ok(()),
         };
@@ -262,10 +263,10 @@ impl LookedAt {
     }
 }
 
-/// Returns what the inventory reports of a VM.
+/// Returns the problem of a VM in the inventory.
 fn complaint(entry: &Entry) -> Option<Complaint> {
     let problem = entry.problem.as_ref()?;
-    Some(Complaint { what: problem.what.clone(), way_out: problem.hint.clone() })
+    Some(Complaint { what: problem.what.clone(), hint: problem.hint.clone() })
 }
 
 /// Returns a disk that qvm created; `None` if its size is unknown, as before its image is
@@ -274,15 +275,15 @@ fn disk(paths: &VmPaths, disk: &Disk) -> Option<DiskSeen> {
     if matches!(disk.source, Source::File(_) | Source::Device(_)) {
         return None;
     }
-    let place = prepare::disk_file(paths, disk);
+    let file = prepare::disk_file(paths, disk);
     let wanted = disk.size.map(|size| size.bytes());
-    let Some(metadata) = file::metadata(&place.path).ok().flatten() else {
+    let Some(metadata) = file::metadata(&file.path).ok().flatten() else {
         return wanted.map(|virtual_size| DiskSeen { virtual_size, allocated: 0 });
     };
-    let virtual_size = match place.format {
+    let virtual_size = match file.format {
         Format::Raw => metadata.len(),
         Format::Qcow2 => {
-            let head = file::read_at(&place.path, 0, qcow2::HEAD).ok()?;
+            let head = file::read_at(&file.path, 0, qcow2::HEAD).ok()?;
             qcow2::Header::parse(&head).ok()?.virtual_size
         }
     };
@@ -309,7 +310,7 @@ fn network(from: &Sources<'_>, written: &[Vm]) -> Network {
         filter_modules: NEEDED
             .map(|name| {
                 let depends =
-                    |program: PathBuf| ask(&program, &["--show-depends", "--quiet", name]);
+                    |program: PathBuf| output(&program, &["--show-depends", "--quiet", name]);
                 modules.state(name, || from.program("modprobe").map(depends))
             })
             .into(),
@@ -332,9 +333,9 @@ impl Sources<'_> {
         let list =
             |name: &str, arguments: &[&str], read: &dyn Fn(&str) -> Result<Vec<_>, String>| {
                 let program = self.program(name)?;
-                let version = ask(&program, &["--version"]);
-                let dropping = ask(&program, arguments).and_then(|output| read(&output));
-                let version = version.ok().and_then(|said| Some(said.lines().next()?.to_owned()));
+                let version = output(&program, &["--version"]);
+                let dropping = output(&program, arguments).and_then(|output| read(&output));
+                let version = version.ok().and_then(|text| Some(text.lines().next()?.to_owned()));
                 let version = version.unwrap_or_else(|| name.to_owned());
                 Some(Firewall { program: name.to_owned(), version, dropping })
             };
@@ -348,10 +349,10 @@ impl Sources<'_> {
 
     /// Returns the units of these VMs from one call.
     fn units(&self, scope: Scope, written: &[Vm]) -> Result<Vec<Unit>, Complaint> {
-        let complaint = |what: String| Complaint { what, way_out: None };
+        let complaint = |what: String| Complaint { what, hint: None };
         let program = self.program("systemctl");
         let program =
-            program.ok_or_else(|| complaint("there is no `systemctl` on PATH".to_owned()))?;
+            program.ok_or_else(|| complaint("cannot find `systemctl` on PATH".to_owned()))?;
         if written.is_empty() {
             return Ok(Vec::new());
         }
@@ -362,11 +363,13 @@ impl Sources<'_> {
             arguments.insert(0, "--user");
         }
         arguments.extend(names.iter().map(String::as_str));
-        ask(&program, &arguments).map(|said| units(&said)).map_err(complaint)
+        output(&program, &arguments).map(|text| units(&text)).map_err(complaint)
     }
 }
 
-fn ask(program: &Path, arguments: &[&str]) -> Result<String, String> {
-    let program = Program::new(program).args(arguments).time_limit(PATIENCE).output_limit(MOST);
+/// Runs a program and returns its standard output.
+fn output(program: &Path, arguments: &[&str]) -> Result<String, String> {
+    let program =
+        Program::new(program).args(arguments).time_limit(TIME_LIMIT).output_limit(OUTPUT_LIMIT);
     program.run().and_then(Output::success).map_err(|e| chain(&e))
 }

@@ -28,8 +28,8 @@ pub fn weigh(entries: &mut [Entry], proc: &Path) {
             Note::new(NoteCode::WeightVoid, text).key("cpuWeight")
         });
         // The supervisor has noted already that it could not set the weight.
-        let said = status.notes.iter().any(|note| note.is_of(NoteCode::NoEffect, "cpuWeight"));
-        status.notes.extend(note.filter(|_| !said));
+        let is_noted = status.notes.iter().any(|note| note.is_of(NoteCode::NoEffect, "cpuWeight"));
+        status.notes.extend(note.filter(|_| !is_noted));
     }
 }
 

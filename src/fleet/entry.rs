@@ -79,7 +79,7 @@ impl Problem {
     }
 }
 
-/// `error: web: a: b`, and the hint on a line of its own.
+/// `error: web: a: b`, and the hint on a separate line.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(subject) = &self.subject {

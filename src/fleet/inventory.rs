@@ -93,7 +93,7 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// Returns all VMs by name. A directory that cannot be listed is an entry of its own.
+    /// Returns all VMs by name. A directory that cannot be listed is a separate entry.
     async fn every(&self) -> Vec<Entry> {
         let (files, states) = (self.layout.vm_files(), self.layout.vm_states());
         let (listed, also_listed) = (files.clone(), states.clone());

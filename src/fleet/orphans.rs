@@ -83,7 +83,7 @@ pub async fn end(settings: Settings) -> Result<(), Error> {
     }
     let lock = match lock_holder::acquire(&paths).await {
         Ok(lock) => lock,
-        // The supervisor was started by hand, outside the unit.
+        // The supervisor was started outside of the unit.
         Err(lock::Error::Held { .. }) => return Ok(()),
         Err(error) => return Err(error.into()),
     };

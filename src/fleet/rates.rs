@@ -90,7 +90,7 @@ fn of(before: Option<&Sample>, now: &Sample, status: &Status) -> Rates {
     });
     let seconds = then.map(|(at, ..)| now.at.duration_since(at).as_secs_f64());
     let seconds = seconds.filter(|seconds| *seconds > 0.0);
-    // An unplugged disk has no counters any more.
+    // An unplugged disk no longer has counters.
     let difference = |of: &dyn Fn(&Usage) -> f64| {
         let (_, _, before) = then?;
         Some((of(usage?) - of(before)).max(0.0))

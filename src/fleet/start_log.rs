@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shows_the_end_of_what_is_new() {
+    fn new_end_of_log_is_shown() {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("web");
         let paths = VmPaths { state, runtime: dir.path().join("r") };

@@ -39,7 +39,7 @@ pub struct Usage {
     pub disks: Vec<DiskStatistics>,
     /// The NICs with a tap, counted from the guest's side.
     pub nics: Vec<(String, Counters)>,
-    /// The pressure, if the VM has a cgroup of its own.
+    /// The pressure, if the VM has a separate cgroup.
     pub pressure: Option<Pressures>,
 }
 
@@ -59,19 +59,19 @@ pub async fn usage(layout: &Layout, entries: &[Entry], proc: &Path) -> BTreeMap<
     let all = each.map(async |(name, pid)| {
         let mut usage = Usage::default();
         let socket = layout.vm(&name).control_socket();
-        let told = match Client::connect(&socket).await {
+        let statistics = match Client::connect(&socket).await {
             Ok(mut client) => client.statistics(STATUS_LIMIT).await.unwrap_or_default(),
             Err(_) => Default::default(),
         };
         let thread = |thread: &u32| process_time::thread(proc, pid, *thread);
-        usage.vcpus = told.vcpu_threads.iter().filter_map(thread).collect();
-        usage.disks = told.disks;
+        usage.vcpus = statistics.vcpu_threads.iter().filter_map(thread).collect();
+        usage.disks = statistics.disks;
         let nic = |tap: crate::control::types::NicTap| {
             Some((tap.nic, counters.get(&tap.tap)?.of_the_guest()))
         };
-        usage.nics = told.taps.into_iter().filter_map(nic).collect();
+        usage.nics = statistics.taps.into_iter().filter_map(nic).collect();
         let own = root.as_ref().and_then(|root| cgroup::of_process(root, proc, pid));
-        // A shared cgroup says nothing about this VM.
+        // The pressure of a shared cgroup is not that of this VM.
         let own = own.filter(|directory| is_of(directory, &name));
         usage.pressure = own.and_then(|directory| pressure::of(&directory));
         (name.to_string(), usage)

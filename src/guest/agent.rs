@@ -216,12 +216,12 @@ impl Guest {
         if done.code == 0 {
             return Ok(done.out);
         }
-        let said = String::from_utf8_lossy(&done.err);
-        let said = match said.trim() {
+        let stderr = String::from_utf8_lossy(&done.err);
+        let stderr = match stderr.trim() {
             "" => format!("exit code {}", done.code),
-            said => said.replace('\n', "; "),
+            stderr => stderr.replace('\n', "; "),
         };
-        Err(Error::Guest { doing: doing.to_owned(), said })
+        Err(Error::Guest { doing: doing.to_owned(), stderr })
     }
 
     pub(super) async fn open(&mut self, path: &str, mode: &str) -> Result<i64, Error> {
@@ -251,7 +251,7 @@ impl Guest {
             Some(count) if count == bytes.len() as u64 => Ok(()),
             _ => Err(Error::Guest {
                 doing: "write the file".into(),
-                said: format!("only {} of {} bytes were written", reply["count"], bytes.len()),
+                stderr: format!("only {} of {} bytes were written", reply["count"], bytes.len()),
             }),
         }
     }

@@ -91,12 +91,12 @@ async fn look(guest: &mut Guest, path: &str) -> Result<(Option<u32>, Option<u64>
         Err(Error::Client(client::Error::Guest { .. })) => return Ok((None, None)),
         looked => looked?,
     };
-    let said = String::from_utf8_lossy(&looked.out).into_owned();
-    if said.trim() == "directory" {
+    let output = String::from_utf8_lossy(&looked.out).into_owned();
+    if output.trim() == "directory" {
         let hint = format!("`qvm exec NAME -- tar -C {path} -c . | tar -x` copies its content");
         return Err(Error::Directory(path.to_owned(), hint));
     }
-    let (mode, size) = said.trim().split_once(' ').unwrap_or_default();
+    let (mode, size) = output.trim().split_once(' ').unwrap_or_default();
     Ok((u32::from_str_radix(mode, 8).ok().map(|mode| mode & 0o777), size.parse().ok()))
 }
 

@@ -18,12 +18,12 @@ pub enum Error {
     #[error("cannot parse the guest agent's answer to `{0}`")]
     Answer(&'static str),
     /// A program in the guest failed.
-    #[error("cannot {doing} in the guest: {said}")]
+    #[error("cannot {doing} in the guest: {stderr}")]
     Guest {
         /// The operation.
         doing: String,
         /// Its error output.
-        said: String,
+        stderr: String,
     },
     /// A file operation on the host failed.
     #[error(transparent)]

@@ -57,7 +57,7 @@ mod tests {
     #[test]
     fn cloud_init_status_is_parsed() {
         use CloudInit::{Degraded, Done, Going};
-        for (out, code, said) in [
+        for (out, code, expected) in [
             ("status: done\n", 0, Done),
             ("\nstatus: done\nextended_status: degraded done\n", 2, Degraded),
             ("status: running\n", 0, Going),
@@ -67,15 +67,15 @@ mod tests {
             ("", 0, Going),
             ("", 1, Going),
         ] {
-            assert_eq!(cloud_init(out, code), said, "{out:?}");
+            assert_eq!(cloud_init(out, code), expected, "{out:?}");
         }
         for (out, code, why) in [
             ("status: error\n", 1, "cloud-init failed: see"),
             ("status: disabled\n", 0, "cloud-init is disabled"),
             ("", 127, "`cloud-init status` fails in the guest with code 127"),
         ] {
-            let CloudInit::Failed(said) = cloud_init(out, code) else { panic!("{out}") };
-            assert!(said.starts_with(why), "{said}");
+            let CloudInit::Failed(expected) = cloud_init(out, code) else { panic!("{out}") };
+            assert!(expected.starts_with(why), "{expected}");
         }
     }
 

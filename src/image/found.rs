@@ -138,7 +138,7 @@ impl Work<'_> {
     /// Returns the image if another process has added it in the meantime; else the lock for adding
     /// it.
     pub(crate) fn locked(&mut self, key: &str) -> Result<Result<Cached, Lock>, Error> {
-        let mut told = false;
+        let mut reported = false;
         loop {
             match cache::lock(self.cache, key, Hold::Alone)? {
                 Tried::Held(lock) => {
@@ -154,7 +154,7 @@ impl Work<'_> {
                     return Ok(found);
                 }
                 Tried::Busy(pid) => {
-                    if !std::mem::replace(&mut told, true) {
+                    if !std::mem::replace(&mut reported, true) {
                         let by = pid.map_or("another process".into(), |p| format!("process {p}"));
                         let text = format!("waiting for {by}, which is downloading {}", self.name);
                         self.progress.note(&text);

@@ -29,14 +29,14 @@ pub enum Error {
     #[error(transparent)]
     Program(program::Error),
     /// The program exited with an error.
-    #[error("`qemu-img {verb}` failed on `{}`: {said}", .path.display())]
+    #[error("`qemu-img {verb}` failed on `{}`: {stderr}", .path.display())]
     Failed {
         /// `convert`, ….
         verb: &'static str,
         /// The file.
         path: PathBuf,
         /// The last line of its error output.
-        said: String,
+        stderr: String,
     },
     /// The caller canceled the run.
     #[error("canceled")]
@@ -56,7 +56,7 @@ impl Explain for Error {
     fn own_code(&self) -> Option<ErrorCode> {
         Some(match self {
             Self::Program(error) => error.code(),
-            Self::Failed { said, .. } if is_no_space(said) => ErrorCode::NoSpace,
+            Self::Failed { stderr, .. } if is_no_space(stderr) => ErrorCode::NoSpace,
             Self::Failed { .. } => ErrorCode::QemuImgFailed,
             Self::Canceled => ErrorCode::Canceled,
         })
@@ -69,7 +69,7 @@ impl Explain for Error {
             {
                 Some("install qemu-img (Debian: qemu-utils, Fedora: qemu-img, NixOS: qemu)".into())
             }
-            Self::Failed { said, .. } if is_no_space(said) => {
+            Self::Failed { stderr, .. } if is_no_space(stderr) => {
                 Some("free disk space; `qvm image prune` removes unused images".into())
             }
             _ => None,
@@ -77,11 +77,11 @@ impl Explain for Error {
     }
 
     fn is_own_host_fault(&self) -> bool {
-        matches!(self, Self::Failed { said, .. } if is_no_space(said))
+        matches!(self, Self::Failed { stderr, .. } if is_no_space(stderr))
     }
 }
 
-/// What `qemu-img check --output=json` says of a file.
+/// The output of `qemu-img check --output=json`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct CheckReport {
@@ -180,11 +180,11 @@ impl QemuImg {
         if done.status.success() || done.status.code() == Some(3) {
             return Ok(());
         }
-        Err(Error::Failed { verb: "check", path: path.to_owned(), said: said(&done) })
+        Err(Error::Failed { verb: "check", path: path.to_owned(), stderr: stderr(&done) })
     }
 
-    /// Returns what `qemu-img check` says of a qcow2 file, without its backing file and without
-    /// changing anything.
+    /// Returns the result of `qemu-img check` for a qcow2 file, without its backing file. Changes
+    /// nothing.
     ///
     /// # Errors
     /// As [`Error`]; `Failed` if the file cannot be checked.
@@ -193,7 +193,8 @@ impl QemuImg {
         path: &Path,
         goes_on: &mut dyn FnMut() -> bool,
     ) -> Result<CheckReport, Error> {
-        let failed = |said: String| Error::Failed { verb: "check", path: path.to_owned(), said };
+        let failed =
+            |stderr: String| Error::Failed { verb: "check", path: path.to_owned(), stderr };
         let Some(filename) = path.to_str() else {
             return Err(failed("the path is not UTF-8".to_owned()));
         };
@@ -207,7 +208,7 @@ impl QemuImg {
         // completed.
         match (done.status.code(), serde_json::from_str(&done.stdout)) {
             (Some(0 | 2 | 3), Ok(report)) => Ok(report),
-            _ => Err(failed(said(&done))),
+            _ => Err(failed(stderr(&done))),
         }
     }
 
@@ -222,7 +223,7 @@ impl QemuImg {
         if done.status.success() {
             return Ok(());
         }
-        Err(Error::Failed { verb, path: path.to_owned(), said: said(&done) })
+        Err(Error::Failed { verb, path: path.to_owned(), stderr: stderr(&done) })
     }
 
     fn call(
@@ -239,19 +240,19 @@ impl QemuImg {
 /// Formats a file for `--image-opts` (qemu-img(1)), in which commas are doubled.
 fn options(node: &str, path: &Path, format: Format) -> OsString {
     let format = format.name();
-    let mut told =
+    let mut escaped =
         format!("{node}driver={format},{node}file.driver=file,{node}file.filename=").into_bytes();
     for byte in path.as_os_str().as_bytes() {
-        told.push(*byte);
+        escaped.push(*byte);
         if *byte == b',' {
-            told.push(b',');
+            escaped.push(b',');
         }
     }
-    OsString::from_vec(told)
+    OsString::from_vec(escaped)
 }
 
 /// Returns the first non-empty line without the program's name.
-fn said(done: &Output) -> String {
+fn stderr(done: &Output) -> String {
     let line = done.stderr.lines().map(str::trim).find(|l| !l.is_empty());
     match line {
         Some(line) => line.trim_start_matches("qemu-img: ").to_owned(),

@@ -133,7 +133,7 @@ impl std::fmt::Display for Rung {
             Self::Saving(left) => {
                 write!(f, "saving the guest's state, it has {} s", seconds(left))
             }
-            Self::NotSaved => f.write_str("the state could not be saved: the guest goes on"),
+            Self::NotSaved => f.write_str("cannot save the state: the guest keeps running"),
             Self::Saved => f.write_str("the guest's state is saved, QEMU quits"),
             Self::GuestDone => f.write_str("guest has shut down, QEMU quits"),
             Self::TimeUp => f.write_str("time is up: forcing the guest off (QMP quit)"),

@@ -31,7 +31,7 @@ fn adopted_qemu_continues_its_shutdown() {
     let ladder = |then: AfterQemu| {
         State::Stopping(StopLadder { deadline: at(25), press_at: at(5) + PRESS_EVERY, then })
     };
-    // The guest was asked, and is asked again; a reboot is no end for the service manager.
+    // The power button is pressed again; a reboot is not reported as stopping.
     for (then, stops) in [(stopped(), true), (AfterQemu::Relaunch, false)] {
         let (life, actions) = adopted(Mode::Run, Guest::Running, &asked(then.clone()), None);
         assert_eq!(*life.state(), ladder(then));
@@ -46,7 +46,7 @@ fn adopted_qemu_continues_its_shutdown() {
         assert!(matches!(life.state(), State::Quitting { then, .. } if *then == stopped()));
         assert_eq!(actions, [Action::NotifyReady, Action::Quit]);
     }
-    // What the guest did meanwhile was asked of it.
+    // A shutdown of the guest meanwhile was requested.
     for guest in [Guest::ShutDown, Guest::Panicked] {
         let (life, _) = adopted(Mode::Run, guest, &asked(AfterQemu::Relaunch), None);
         let relaunches = |then: &AfterQemu| *then == AfterQemu::Relaunch;
@@ -102,7 +102,7 @@ fn each_state_that_ends_qemu_has_an_intention() {
     }
 }
 
-/// A guest that runs is not left alone, and not forced off, because of a stop at the wrong moment.
+/// A stop during an adoption neither abandons nor forces off a running guest.
 #[test]
 fn stop_while_adopting_stops_the_guest() {
     let stop = Event::Requested(Command::Stop { timeout: Some(at(7)) });
@@ -135,8 +135,7 @@ fn stop_while_adopting_stops_the_guest() {
         let Some(Action::Record(end)) = actions.first() else { panic!("{actions:?}") };
         assert_eq!((end.reason(), exit_code(&actions)), ("killed", Some(0)));
     }
-    // One that does not answer is not waited for without end; whatever stops the unit ends its
-    // process.
+    // The wait for a QEMU process that does not answer is limited; the unit's stop ends it.
     let mut life = adopting();
     life.step(Event::StopSignaled, at(1), &POLICY);
     let late = at(1) + ADOPTION_GRACE;

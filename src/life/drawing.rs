@@ -13,7 +13,7 @@ use super::{
     *,
 };
 
-/// Every event, with every kind of content that the machine tells apart.
+/// Every event, with every kind of content that the machine distinguishes.
 fn events() -> Vec<Event> {
     let mut events: Vec<Event> = start_events().into_iter().map(Event::Start).collect();
     events.extend([

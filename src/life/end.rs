@@ -105,7 +105,7 @@ impl<T: Into<String>> From<T> for Explanation {
     }
 }
 
-/// The text, and the hint on a line of its own.
+/// The text, and the hint on a separate line.
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.hint {
@@ -250,16 +250,16 @@ impl fmt::Display for End {
         };
         match &self.cause {
             Cause::Suspended(Requester::Signal) => {
-                f.write_str("the guest's state was saved when the host went down")
+                f.write_str("the guest's state was saved at the shutdown of the host")
             }
             Cause::Suspended(Requester::Operator) => {
-                f.write_str("the guest's state was saved, asked by `qvm suspend`")
+                f.write_str("the guest's state was saved, requested by `qvm suspend`")
             }
-            Cause::Stopped(who) => write!(f, "the guest shut down, asked by {}", by(who)),
+            Cause::Stopped(who) => write!(f, "the guest shut down, requested by {}", by(who)),
             Cause::ForcedOff(who) => {
                 write!(
                     f,
-                    "the guest did not shut down in time and was forced off, asked by {}",
+                    "the guest did not shut down in time and was forced off, requested by {}",
                     by(who)
                 )
             }
@@ -276,13 +276,13 @@ impl fmt::Display for End {
                 write!(f, "the kernel's OOM killer ended QEMU (signal {signal})")
             }
             Cause::QemuDied(QemuExit::Unknown) => {
-                f.write_str("QEMU went away; how is not known, it was adopted")
+                f.write_str("QEMU exited with an unknown status, because it was adopted")
             }
             Cause::StartFailed(failure) => write!(f, "the start failed: {}", failure.why),
             Cause::NotReady(why) => write!(f, "the guest did not get ready: {why}"),
-            Cause::QemuNotExited { .. } => f.write_str(
-                "QEMU was sent SIGKILL and has not ended: the kernel waits for its storage",
-            ),
+            Cause::QemuNotExited { .. } => {
+                f.write_str("QEMU has not exited after SIGKILL: the kernel waits for its storage")
+            }
             Cause::StartCanceled(who) => write!(f, "the start was canceled by {}", by(who)),
         }
     }

@@ -13,8 +13,8 @@ pub enum AfterQemu {
     Relaunch,
 }
 
-/// How a QEMU process is being ended. The driver records it before QEMU or the guest is told, so
-/// that the next supervisor can continue a shutdown.
+/// How a QEMU process is being ended. The driver records it before it requests
+/// the end, so that the next supervisor can continue a shutdown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Intention {
     /// What follows.

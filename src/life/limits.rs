@@ -16,6 +16,6 @@ pub const KILL_GRACE: Duration = Duration::from_secs(10);
 /// How long the cancellation of a start may take before the run ends without it.
 pub const START_CANCEL_GRACE: Duration = Duration::from_secs(5);
 
-/// How long a stop waits for an adoption, which has limits of its own: without its supervisor, QEMU
+/// How long a stop waits for an adoption, which has its own limits: without its supervisor, QEMU
 /// would keep running.
 pub const ADOPTION_GRACE: Duration = Duration::from_secs(60);

@@ -91,8 +91,8 @@ impl Life {
         actions
     }
 
-    /// The shutdown of an adopted guest that is continued, what happened to the guest while nobody
-    /// watched, and what is demanded of it since.
+    /// Returns the events that follow a launch: a shutdown to continue, a shutdown or panic of the
+    /// guest without a supervisor, and a stop that was requested meanwhile.
     fn after_launch(&self, guest: Guest, intention: Option<Intention>) -> Vec<Event> {
         let (phase, request) = match &self.state {
             State::Starting(phase) => (*phase, None),
@@ -116,8 +116,7 @@ impl Life {
         resumed.into_iter().chain(missed).chain(stop).collect()
     }
 
-    /// A signal asks for no more than a shutdown that an earlier supervisor began: the guest keeps
-    /// its time.
+    /// A signal does not restart a shutdown that an earlier supervisor began: the deadline stays.
     fn is_due(&self, event: &Event) -> bool {
         let goes_down = self.state.intention().is_some_and(|intention| intention.ends_run());
         !goes_down || !matches!(event, Event::StopSignaled | Event::HostShutdownStarted)
@@ -280,7 +279,7 @@ mod tests {
             feed(life, &[(39, Event::DeadlinePassed), (39, Event::GuestReady)], &policy);
         assert_eq!(life, in_state(State::Running, Readiness::Met));
         assert_eq!(actions, [Action::NotifyReady]);
-        // Once, whatever comes after.
+        // Once: later events change nothing.
         let late = [
             (50, Event::DeadlinePassed),
             (50, Event::GuestNotReady("x".into())),
@@ -332,7 +331,7 @@ mod tests {
             assert_eq!(count(&actions, &Action::Resume), usize::from(paused));
             assert_eq!(count(&actions, &Action::NotifyReady), 0);
         }
-        // A guest that panicked is not asked.
+        // The power button of a panicked guest is not pressed.
         let (_, actions) = feed(
             waiting(State::Paused(PauseReason::Panic)),
             &[(40, Event::DeadlinePassed), (41, GONE)],
@@ -394,7 +393,7 @@ mod tests {
         assert_eq!(life, waiting(State::Running));
         assert_eq!(actions[..2], [Action::StopAwaiting, Action::Quit]);
         assert_eq!(actions.last(), Some(&Action::AwaitReady(at(20))));
-        // While there is no guest, its time being up means nothing.
+        // Without a guest, the deadline is ignored.
         let (life, _) = feed(waiting(State::Running), &reboot[..2], &policy);
         assert_eq!(life.deadline(), None);
         assert_eq!(feed(life.clone(), &[(99, Event::DeadlinePassed)], &policy), (life, vec![]));
@@ -426,7 +425,7 @@ mod tests {
         assert_eq!((life, actions), (waiting(State::Paused(PauseReason::Operator)), vec![]));
     }
 
-    /// Every state: a VM that is not up neither becomes ready nor fails, whatever is reported.
+    /// Every state: a VM that is not up neither becomes ready nor fails.
     #[test]
     fn readiness_needs_a_guest_that_is_up() {
         let then = || AfterQemu::End(End { cause: Cause::Stopped(Requester::Signal) });
@@ -450,7 +449,7 @@ mod tests {
                 let life = waiting(state.clone());
                 let same = feed(life.clone(), &[(50, event.clone())], &within(ReadyFailure::Fail));
                 assert_eq!(same, (life, vec![]), "{event:?}");
-                // Nor does the state by itself make anything of it.
+                // The state alone ignores the event too.
                 let alone =
                     step(state.clone(), event, at(50), &within(ReadyFailure::Fail), Mode::Run);
                 assert_eq!(alone, (state.clone(), vec![]));

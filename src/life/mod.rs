@@ -57,7 +57,7 @@
 //! ```
 //!
 //! The machine is total: each state names every event, and a pair that means nothing changes
-//! nothing. Beside the state, [`Life`] knows whether the guest is ready, which is reported once a
+//! nothing. Besides the state, [`Life`] has the readiness of the guest, which is reported once a
 //! run to the service manager: a guest may be paused, or reboot into a new QEMU process, before it
 //! is ready.
 

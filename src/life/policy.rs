@@ -1,43 +1,43 @@
-//! What the machine needs of the VM file.
+//! The keys of the VM file that the machine uses.
 
-/// What the machine needs of the VM file.
+/// The keys of the VM file that the machine uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
-    /// How long a clean shutdown may take.
+    /// The time limit of a clean shutdown.
     pub shutdown_timeout: std::time::Duration,
-    /// What a panic leads to.
+    /// The reaction to a panic of the guest's kernel.
     pub on_panic: OnPanic,
-    /// What makes it ready.
+    /// The condition of readiness.
     pub ready: Ready,
-    /// What a guest that does not get ready leads to.
+    /// The reaction to a guest that does not become ready.
     pub ready_failure: ReadyFailure,
 }
 
-/// What makes a VM ready.
+/// The condition of readiness.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ready {
-    /// That its vCPUs run.
+    /// The vCPUs run.
     Running,
-    /// Something in the guest, which may take so long.
+    /// A condition inside the guest, with its time limit.
     Within(std::time::Duration),
 }
 
-/// What a guest that does not get ready leads to.
+/// The reaction to a guest that does not become ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadyFailure {
-    /// It counts as up all the same.
+    /// The VM counts as up.
     Continue,
-    /// It is shut down, and the run fails.
+    /// The guest is shut down, and the run fails.
     Fail,
 }
 
-/// What a panic of the guest's kernel leads to.
+/// The reaction to a panic of the guest's kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnPanic {
     /// The run fails, so that the service manager restarts it.
     Restart,
-    /// The run ends well.
+    /// The run ends without a failure.
     Stop,
-    /// The guest stays as it is, paused.
+    /// The guest stays paused.
     Pause,
 }

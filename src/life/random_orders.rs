@@ -1,4 +1,4 @@
-//! Events in random orders, against what must always hold.
+//! Properties of the machine under events in random orders.
 
 use std::time::Duration;
 
@@ -58,8 +58,7 @@ fn any_other_event(
     ]
 }
 
-/// Both modes, and starts that come to each phase: a random order alone seldom has a guest that
-/// runs.
+/// Both modes, and starts that reach each phase: random orders seldom reach a running guest.
 fn any_beginning() -> impl Strategy<Value = (Mode, Vec<StartEvent>)> {
     let found = |qemu, saved| StartEvent::PreviousFound { qemu, saved };
     let launched = StartEvent::Launched { guest: Guest::Running, ready: false, intention: None };
@@ -106,8 +105,8 @@ fn drive((mode, events): &Order) -> (Life, Vec<Action>, Duration) {
     (life, done, now)
 }
 
-/// An action that leads to a new QEMU process. A running one is adopted after a stop, too: only its
-/// supervisor can stop it.
+/// Whether an action may start a QEMU process. A running one is adopted even after a stop, because
+/// only its supervisor can stop it.
 fn starts(action: &Action) -> bool {
     matches!(
         action,
@@ -126,7 +125,7 @@ proptest! {
         let (life, done, _) = drive(&order);
         let exits = done.iter().filter(|a| matches!(a, Action::Exit(_))).count();
         prop_assert_eq!(exits, usize::from(*life.state() == State::Ended));
-        // Of this run; and of the one before, where nobody has recorded it.
+        // The end of this run, and of an earlier run without a recorded end.
         let missed = Action::Record(End { cause: Cause::QemuDied(QemuExit::Unknown) });
         let records = done.iter().filter(|a| matches!(a, Action::Record(_))).count();
         prop_assert!(records <= exits || done.contains(&missed));
@@ -144,7 +143,7 @@ proptest! {
             now = now.max(deadline);
             life.step(Event::DeadlinePassed, now, &POLICY);
         }
-        // Also where QEMU never ends: it may wait for storage for ever.
+        // Even if QEMU never exits, because it waits for storage.
         prop_assert_eq!(life.state(), &State::Ended);
     }
 
@@ -166,7 +165,10 @@ proptest! {
     fn shut_down_mode_starts_no_qemu(order in any_order(40)) {
         let (life, done, _) = drive(&(Mode::ShutDown, order.1));
         let starts = |action: &&Action| {
-            matches!(action, Action::Admit | Action::Prepare | Action::Launch(_) | Action::ReadVmFile)
+            matches!(
+                action,
+                Action::Admit | Action::Prepare | Action::Launch(_) | Action::ReadVmFile
+            )
         };
         prop_assert_eq!(done.iter().find(starts), None, "{:?}", life);
         prop_assert!(!life.state().is_up(), "{:?}", life);
@@ -203,7 +205,7 @@ proptest! {
         if notified == 0 {
             prop_assert!(*life.readiness() != Readiness::Met);
         }
-        // Each search is begun and ended in turn.
+        // Each probe is started and stopped in turn.
         let begun = done.iter().filter(|a| matches!(a, Action::AwaitReady(_))).count();
         let ended = done.iter().filter(|a| **a == Action::StopAwaiting).count();
         let found = usize::from(*life.readiness() == Readiness::Met && begun > ended);
@@ -212,8 +214,8 @@ proptest! {
         prop_assert_eq!(begun, ended + found + usize::from(goes_on));
     }
 
-    /// A driver that does what it is told, with results of its own: a QEMU process is started only
-    /// while none may be running, from a phase that the machine is in, one action at a time.
+    /// With a driver that executes every action and has random results: a QEMU process is started
+    /// only while none may be running, in the matching phase, one action at a time.
     #[test]
     fn no_second_qemu_is_started(
         mode in prop_oneof![Just(Mode::Run), Just(Mode::ShutDown)],
@@ -237,7 +239,7 @@ struct World {
     qemu: bool,
     /// The supervisor is connected to it.
     attached: bool,
-    /// The saved state is there.
+    /// The saved state exists.
     saved: bool,
     /// What the start is doing.
     pending: Option<Action>,
@@ -249,8 +251,8 @@ impl World {
         for action in actions {
             prop_assert!(!self.ended, "{action:?} after the end");
             if starts(action) && *action != Action::RenewReservation {
-                prop_assert!(self.pending.is_none(), "{action:?} beside {:?}", self.pending);
-                prop_assert!(!self.attached, "{action:?} beside an attached QEMU");
+                prop_assert!(self.pending.is_none(), "{action:?} during {:?}", self.pending);
+                prop_assert!(!self.attached, "{action:?} with an attached QEMU");
                 self.pending = Some(action.clone());
             }
             match action {

@@ -126,7 +126,9 @@ fn next_phase(phase: Phase, event: StartEvent, mode: Mode) -> (State, Vec<Action
             StartEvent::Launched { .. },
         )
         // Only a canceled start is aborted, and only an adopted guest has a shutdown to continue.
-        | (_, StartEvent::Aborted(_) | StartEvent::ShutdownResumed(_)) => (State::Starting(phase), vec![]),
+        | (_, StartEvent::Aborted(_) | StartEvent::ShutdownResumed(_)) => {
+            (State::Starting(phase), vec![])
+        }
     }
 }
 
@@ -145,7 +147,7 @@ fn after_previous(qemu: PreviousQemu, saved: SavedState, mode: Mode) -> (State, 
         PreviousQemu::Exited { intended: Some(AfterQemu::End(end)) } => {
             vec![Action::Record(end), Action::RemoveRecord]
         }
-        // Nobody watched, but it is an end.
+        // QEMU exited without a supervisor.
         PreviousQemu::Exited { intended: None } => {
             let end = End { cause: Cause::QemuDied(QemuExit::Unknown) };
             vec![Action::Record(end), Action::RemoveRecord]
@@ -178,7 +180,7 @@ fn after_saved(saved: SavedState) -> (State, Vec<Action>) {
 fn launched(guest: Guest) -> State {
     match guest {
         Guest::Paused => State::Paused(PauseReason::Operator),
-        // What the guest did while nobody watched follows as an event of its own.
+        // A shutdown or panic without a supervisor follows as another event.
         Guest::Running | Guest::ShutDown | Guest::Panicked => State::Running,
     }
 }

@@ -208,7 +208,7 @@ fn failed_restore_becomes_a_cold_boot() {
             Action::Admit
         ]
     );
-    // The host's fault says nothing about the saved state: a later start may restore it.
+    // A fault of the host does not make the saved state unusable: a later start may restore it.
     let (state, actions) = in_phase(restore, failed(Fault::Host, Leftover::None));
     assert_eq!((state, exit_code(&actions)), (State::Ended, Some(75)));
     assert!(!actions.iter().any(|a| matches!(a, Action::QuarantineSavedState(_))));
@@ -222,7 +222,7 @@ fn failed_restore_becomes_a_cold_boot() {
 }
 
 #[test]
-fn adoption_of_exited_qemu_starts_anew() {
+fn adoption_of_exited_qemu_boots() {
     let (state, actions) = in_phase(Phase::Adopting, failed(Fault::Host, Leftover::None));
     assert_eq!(state, State::Starting(Phase::FindingPrevious));
     assert_eq!(actions, [Action::UseVmFile(VmFile::Current), Action::FindPrevious]);
@@ -285,7 +285,7 @@ fn shut_down_mode_stops_every_guest() {
 }
 
 /// Each phase without a QEMU process to adopt is canceled by each kind of stop, and ends with the
-/// first result, whatever it is.
+/// first result.
 #[test]
 fn stop_cancels_each_phase() {
     let stop = Event::Requested(Command::Stop { timeout: None });

@@ -22,12 +22,12 @@ pub(super) fn save(
     policy: &Policy,
 ) -> (State, Vec<Action>) {
     let limit = policy.shutdown_timeout;
-    let told = match by {
+    let notice = match by {
         Requester::Signal => Some(Action::NotifyStopping(limit + limit + QUIT_GRACE)),
         // The guest keeps running where the save fails.
         Requester::Operator => None,
     };
-    let actions = told.into_iter().chain([Action::Announce(Rung::Saving(limit)), Action::Save]);
+    let actions = notice.into_iter().chain([Action::Announce(Rung::Saving(limit)), Action::Save]);
     (State::Suspending(Saving { until: now + limit, by, held }), actions.collect())
 }
 
@@ -43,11 +43,11 @@ pub(super) fn suspending(
     let stop = |by, timeout| ask(by, timeout, now, vec![Action::CancelSave, Action::Resume]);
     match event {
         Event::StateSaved => {
-            let told = match by {
+            let notice = match by {
                 Requester::Signal => None,
                 Requester::Operator => Some(Action::NotifyStopping(QUIT_GRACE)),
             };
-            let before = told.into_iter().chain([Action::Announce(Rung::Saved)]).collect();
+            let before = notice.into_iter().chain([Action::Announce(Rung::Saved)]).collect();
             quit(ended(Cause::Suspended(by)), false, now, before)
         }
         Event::SaveFailed(_) => not_saved(saving, now, policy),
@@ -142,8 +142,8 @@ mod tests {
         {
             let (state, actions) = feed(state, &[(0, Event::HostShutdownStarted)]);
             assert_eq!(state, saving(Requester::Signal, held));
-            let told = Action::NotifyStopping(at(130));
-            assert_eq!(actions, [told, Action::Announce(Rung::Saving(at(60))), Action::Save]);
+            let notice = Action::NotifyStopping(at(130));
+            assert_eq!(actions, [notice, Action::Announce(Rung::Saving(at(60))), Action::Save]);
             let (state, actions) =
                 feed(state, &[(1, Event::VcpusStopped), (9, Event::StateSaved), (10, GONE)]);
             assert_eq!(state, State::Ended);
@@ -182,7 +182,7 @@ mod tests {
                 let (state, actions) =
                     feed(saving(Requester::Signal, held), &[(60, event.clone())]);
                 let State::Stopping(ladder) = &state else { panic!("{state:?}") };
-                // Its own time, whatever the save took.
+                // The shutdown has its full time after the save.
                 assert_eq!(ladder.deadline, at(120));
                 assert_eq!(actions[..2], [Action::CancelSave, Action::Resume]);
                 assert!(actions.contains(&Action::PressPowerButton));

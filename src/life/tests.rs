@@ -64,7 +64,7 @@ fn full_disk_pauses_until_space_frees() {
             (&State::Paused(PauseReason::DiskFull), &[Action::Resume][..])
         );
         assert_eq!(feed(state.clone(), &[(3, Event::VcpusResumed)]).0, State::Running);
-        // Not even one that was just let go.
+        // An operator's pause stays, even if the vCPUs were just resumed.
         let held = [
             (3, pause.clone()),
             (4, Event::VcpusResumed),
@@ -92,7 +92,7 @@ fn stop_resumes_after_full_disk() {
     assert_eq!(ladder.deadline, at(60));
     let (state, actions) = feed(state, &[(60, Event::DeadlinePassed), (61, GONE)]);
     assert_eq!((state, reason_of(&actions)), (State::Ended, Some("forced-off")));
-    // What is saved of it is not held by anybody's wish.
+    // The saved state is not marked as paused by an operator.
     let (state, _) = feed(State::Paused(PauseReason::DiskFull), &[(0, Event::HostShutdownStarted)]);
     assert!(matches!(state, State::Suspending(Saving { held: false, .. })), "{state:?}");
 }

@@ -100,8 +100,8 @@ pub(super) fn nodes(
         .map(|below| {
             let path = &below.path;
             let mut file = file_node(("file", None), &names.owner, path, Access::READ, files);
-            // Nobody writes to a cached image: a lock protects nothing, and any QEMU that has the
-            // image open could keep all others from it.
+            // No process writes to a cached image: a lock protects nothing, and a QEMU that has the
+            // image open could exclude all others.
             file["locking"] = "off".into();
             json!({"driver": below.format.name(), "read-only": true, "file": file})
         })

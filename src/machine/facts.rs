@@ -101,9 +101,9 @@ impl Version {
 /// The line is `q35 … (alias of pc-q35-10.0)`. The alias is more reliable than the largest number:
 /// builds of Red Hat only have types like `pc-q35-rhel9.4.0`, and Ubuntu adds `pc-q35-noble` to
 /// upstream's types.
-pub fn newest_q35(said: &str) -> Option<String> {
+pub fn newest_q35(output: &str) -> Option<String> {
     let lines = || {
-        said.lines().filter_map(|line| {
+        output.lines().filter_map(|line| {
             let (name, description) = line.trim().split_once(char::is_whitespace)?;
             Some((name, description.trim()))
         })
@@ -141,9 +141,9 @@ pub struct Machine {
 }
 
 /// Parses all machine types in the output of `-machine help`.
-pub fn machines(said: &str) -> Vec<Machine> {
+pub fn machines(output: &str) -> Vec<Machine> {
     // The first line is the heading `Supported machines are:`.
-    let lines = said.lines().filter(|line| !line.ends_with(':'));
+    let lines = output.lines().filter(|line| !line.ends_with(':'));
     let machine = |line: &str| {
         let (name, description) = line.trim().split_once(char::is_whitespace)?;
         let deprecated = description.contains("(deprecated");
@@ -263,7 +263,7 @@ mod tests {
 
     #[test]
     fn versions_of_all_packages_are_parsed() {
-        for (said, expected) in [
+        for (output, expected) in [
             ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)\n", version(7, 2, 22)),
             (
                 "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)",
@@ -280,7 +280,7 @@ mod tests {
             ("version 99999.1.1", None),
             ("version 1.2.99999", None),
         ] {
-            assert_eq!(Version::parse(said), expected, "{said:?}");
+            assert_eq!(Version::parse(output), expected, "{output:?}");
         }
     }
 
@@ -314,10 +314,10 @@ pc-q35-8.2           Standard PC (Q35 + ICH9, 2009)
 
     #[test]
     fn alias_q35_is_resolved() {
-        for (said, expected) in
+        for (output, expected) in
             [(DEBIAN_12, "pc-q35-7.2"), (RED_HAT_9, "pc-q35-rhel9.4.0"), (UBUNTU, "pc-q35-8.2")]
         {
-            assert_eq!(newest_q35(said).as_deref(), Some(expected));
+            assert_eq!(newest_q35(output).as_deref(), Some(expected));
         }
         let other_way = "pc-q35-7.2  Standard PC (Q35 + ICH9, 2009) (alias of q35)";
         assert_eq!(newest_q35(other_way).as_deref(), Some("pc-q35-7.2"));
@@ -325,8 +325,12 @@ pc-q35-8.2           Standard PC (Q35 + ICH9, 2009)
 
     #[test]
     fn all_machine_types_are_parsed() {
-        let names = |said| -> Vec<String> {
-            machines(said).into_iter().filter(|m| m.name.contains("q35")).map(|m| m.name).collect()
+        let names = |output| -> Vec<String> {
+            machines(output)
+                .into_iter()
+                .filter(|m| m.name.contains("q35"))
+                .map(|m| m.name)
+                .collect()
         };
         assert_eq!(names(DEBIAN_12), ["q35", "pc-q35-7.2", "pc-q35-7.1", "pc-q35-2.12"]);
         assert_eq!(names(UBUNTU), ["ubuntu-q35", "pc-q35-noble", "q35", "pc-q35-8.2"]);
@@ -338,20 +342,20 @@ pc-q35-8.2           Standard PC (Q35 + ICH9, 2009)
 
     #[test]
     fn newest_type_is_used_without_alias() {
-        let said = "\
+        let output = "\
 pc-q35-9.2  Standard PC
 pc-q35-10.0 Standard PC
 pc-q35-4.0.1 Standard PC
 pc-q35-11.0 Standard PC (deprecated)
 pc-q35-x    Standard PC
 ";
-        assert_eq!(newest_q35(said).as_deref(), Some("pc-q35-10.0"));
+        assert_eq!(newest_q35(output).as_deref(), Some("pc-q35-10.0"));
         let old = "pc-q35-2.9 Standard PC (deprecated)\npc-q35-2.12 Standard PC (deprecated)";
         assert_eq!(newest_q35(old).as_deref(), Some("pc-q35-2.12"));
-        for said in
+        for output in
             ["", "pc Standard PC", "q35 x (alias of pc-q35-1,accel=kvm)", "q35 x (alias of "]
         {
-            assert_eq!(newest_q35(said), None, "{said:?}");
+            assert_eq!(newest_q35(output), None, "{output:?}");
         }
         // Too long to store.
         let long = format!("pc-q35-{}9.2 Standard PC", "0".repeat(300));
@@ -360,10 +364,10 @@ pc-q35-x    Standard PC
 
     proptest! {
         #[test]
-        fn no_output_panics(said in "(version |q35 |pc-q35-|[(]alias of \
+        fn no_output_panics(output in "(version |q35 |pc-q35-|[(]alias of \
             |[0-9.]{1,8}|\\PC|\n){0,20}") {
-            let _ = Version::parse(&said);
-            if let Some(machine) = newest_q35(&said) {
+            let _ = Version::parse(&output);
+            if let Some(machine) = newest_q35(&output) {
                 prop_assert!(is_versioned(&machine), "{}", machine);
             }
         }

@@ -69,19 +69,19 @@ impl LinkWatch {
     pub async fn next(&mut self) -> io::Result<()> {
         loop {
             let mut ready = self.fd.readable().await?;
-            let mut said = false;
+            let mut changed = false;
             // The content is not needed, so messages are truncated.
             let mut buffer = [0; 64];
             loop {
                 match recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-                    Ok(_) | Err(Errno::ENOBUFS) => said = true,
+                    Ok(_) | Err(Errno::ENOBUFS) => changed = true,
                     Err(Errno::EAGAIN) => break,
                     Err(Errno::EINTR) => {}
                     Err(error) => return Err(error.into()),
                 }
             }
             ready.clear_ready();
-            if said {
+            if changed {
                 return Ok(());
             }
         }

@@ -110,13 +110,13 @@ pub unsafe fn spawn_known<E: From<Error>>(
             command.spawn()
         });
         let spawned = spawned.map_err(wrap)?;
-        let said = permit_exec(ours, known);
+        let permitted = permit_exec(ours, known);
         let child: Result<Child, Error> = match spawned.join() {
             Ok(child) => child.map_err(wrap),
             Err(panic) => std::panic::resume_unwind(panic),
         };
         // The error of `known` comes first: it is the reason for the missing exec.
-        said?;
+        permitted?;
         Ok(child?.id())
     })
 }
@@ -145,9 +145,9 @@ fn permit_exec<E>(mut ours: UnixStream, known: impl FnOnce(u32) -> Result<(), E>
     if ours.read_exact(&mut pid).is_err() {
         return Ok(());
     }
-    let said = known(u32::from_ne_bytes(pid));
-    let _ = ours.write_all(&[u8::from(said.is_ok())]);
-    said
+    let result = known(u32::from_ne_bytes(pid));
+    let _ = ours.write_all(&[u8::from(result.is_ok())]);
+    result
 }
 
 /// In the child: sends the PID, and waits for the permission or for the end of the parent.
@@ -240,15 +240,15 @@ mod tests {
         let pid = unsafe { spawn_known(Path::new("sh"), &arguments, fds, || Ok(()), tell) };
         let pid = pid.unwrap();
         assert_eq!(pid, known);
-        let mut said = String::new();
-        ours.read_to_string(&mut said).unwrap();
-        let fds: Vec<&str> = said.lines().next().unwrap().split(' ').collect();
+        let mut output = String::new();
+        ours.read_to_string(&mut output).unwrap();
+        let fds: Vec<&str> = output.lines().next().unwrap().split(' ').collect();
         // The shell reads the directory with 3, and uses numbers from 10 on.
-        assert!(["0", "1", "2", "9"].iter().all(|fd| fds.contains(fd)), "{said}");
-        assert!(!fds.iter().any(|fd| matches!(*fd, "4" | "5" | "6" | "7" | "8")), "{said}");
+        assert!(["0", "1", "2", "9"].iter().all(|fd| fds.contains(fd)), "{output}");
+        assert!(!fds.iter().any(|fd| matches!(*fd, "4" | "5" | "6" | "7" | "8")), "{output}");
         let stray = std::os::fd::AsRawFd::as_raw_fd(&stray).to_string();
-        assert!(!fds.contains(&stray.as_str()), "{said}");
-        assert!(!said.contains("NOTIFY_SOCKET"));
+        assert!(!fds.contains(&stray.as_str()), "{output}");
+        assert!(!output.contains("NOTIFY_SOCKET"));
         let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid.cast_signed()), None);
     }
 

@@ -318,7 +318,7 @@ mod tests {
     #[test]
     fn cloud_init_formats_are_accepted() {
         for text in [
-            "#cloud-config # made by hand\npackages: [htop]\n",
+            "#cloud-config # for a test\npackages: [htop]\n",
             "\n  #Cloud-Config\nruncmd: []\n",
             "#cloud-config-archive\n- content: x\n",
             "#cloud-config\r\nruncmd: []\r\n",

@@ -282,9 +282,9 @@ mod tests {
             assert_eq!((vm.vcpu, vm.mem), (2, new.mem));
             assert_eq!(vm.disks[0].size, Size::from_gib(30));
             assert_eq!(vm.cloud_init.is_some(), new.image.cloud_init);
-            if let Some(told) = &vm.cloud_init {
-                assert_eq!(told.user.as_deref(), new.user.or(new.image.user.as_deref()));
-                assert_eq!(told.ssh_authorized_keys, new.keys);
+            if let Some(cloud_init) = &vm.cloud_init {
+                assert_eq!(cloud_init.user.as_deref(), new.user.or(new.image.user.as_deref()));
+                assert_eq!(cloud_init.ssh_authorized_keys, new.keys);
             }
             if let Network::User(port) = new.network {
                 let reached = vm.reach(new.image.port);

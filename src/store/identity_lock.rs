@@ -120,7 +120,7 @@ impl IdentityLock {
     }
 
     fn acquire_within(path: &Path, limit: Duration, waiter: Waiter<'_>) -> Result<Self, Error> {
-        let (begun, mut told) = (Instant::now(), false);
+        let (begun, mut reported) = (Instant::now(), false);
         loop {
             if waiter.cancel.is_set() {
                 return Err(Error::Canceled);
@@ -135,8 +135,8 @@ impl IdentityLock {
                     if waited >= limit {
                         return Err(Error::Held { path: path.to_owned(), pid: pid(), waited });
                     }
-                    if waited >= IDENTITY_LOCK_NOTICE && !told {
-                        told = true;
+                    if waited >= IDENTITY_LOCK_NOTICE && !reported {
+                        reported = true;
                         let (who, path) = (process(pid()), path.display());
                         (waiter.say)(format!("waiting for {who}, which holds the lock `{path}`"));
                     }
@@ -163,15 +163,15 @@ mod tests {
         // An earlier version writes no PID.
         let held = std::fs::File::create(&path).unwrap();
         assert!(crate::sys::flock::try_exclusive(&held).unwrap());
-        let (cancel, said) = (Cancel::default(), Mutex::new(vec![]));
-        let say = |text| said.lock().unwrap().push(text);
+        let (cancel, messages) = (Cancel::default(), Mutex::new(vec![]));
+        let say = |text| messages.lock().unwrap().push(text);
         let waiter = Waiter { cancel: &cancel, say: &say };
         let limit = IDENTITY_LOCK_NOTICE + Duration::from_millis(50);
         let error = IdentityLock::acquire_within(&path, limit, waiter).unwrap_err();
         let own = format!("process {}", std::process::id());
         assert!(error.is_host_fault() && error.to_string().contains(&own), "{error}");
         assert!(error.hint().unwrap().contains(&std::process::id().to_string()));
-        assert!(said.lock().unwrap()[0].contains(&own) && said.lock().unwrap().len() == 1);
+        assert!(messages.lock().unwrap()[0].contains(&own) && messages.lock().unwrap().len() == 1);
         drop(held);
         IdentityLock::acquire_within(&path, limit, waiter).unwrap();
     }

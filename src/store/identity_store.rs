@@ -69,32 +69,32 @@ pub fn write(paths: &VmPaths, identity: &Identity) -> Result<(), Error> {
 /// # Errors
 /// The identity cannot be read or written, no UID is free, or another process holds the lock.
 pub fn ensure(
-    means: &IdentitySource,
+    source: &IdentitySource,
     vm: &Vm,
     machine: &str,
     wants_user: bool,
     waiter: Waiter<'_>,
 ) -> Result<Identity, Error> {
-    let paths = means.layout.vm(&vm.name);
+    let paths = source.layout.vm(&vm.name);
     if let Some(identity) = read(&paths)?
         && !wants_user
         && !identity.lacks_macs(vm)
     {
         return Ok(identity);
     }
-    let lock = IdentityLock::acquire(&means.layout, waiter)?;
+    let lock = IdentityLock::acquire(&source.layout, waiter)?;
     let (mut identity, mut changed) = match read(&paths)? {
-        None => (new(means, vm, machine)?, true),
+        None => (new(source, vm, machine)?, true),
         Some(mut identity) => {
             let changed = identity.lacks_macs(vm);
             if changed {
-                complete(&mut identity, means, vm)?;
+                complete(&mut identity, source, vm)?;
             }
             (identity, changed)
         }
     };
     if wants_user {
-        changed |= choose_user(&mut identity, &means.layout, &vm.name, &lock)?;
+        changed |= choose_user(&mut identity, &source.layout, &vm.name, &lock)?;
     }
     if changed {
         write(&paths, &identity)?;
@@ -128,9 +128,9 @@ pub fn change<T>(
 ///
 /// # Errors
 /// The directory of all VMs' state cannot be read.
-pub fn new(means: &IdentitySource, vm: &Vm, machine: &str) -> Result<Identity, file::Error> {
-    let mut identity = Identity::new(vm, (means.uuid)(), &(means.uuid)(), machine);
-    complete(&mut identity, means, vm)?;
+pub fn new(source: &IdentitySource, vm: &Vm, machine: &str) -> Result<Identity, file::Error> {
+    let mut identity = Identity::new(vm, (source.uuid)(), &(source.uuid)(), machine);
+    complete(&mut identity, source, vm)?;
     Ok(identity)
 }
 
@@ -140,12 +140,12 @@ pub fn new(means: &IdentitySource, vm: &Vm, machine: &str) -> Result<Identity, f
 /// The directory of all VMs' state cannot be read.
 pub fn complete(
     identity: &mut Identity,
-    means: &IdentitySource,
+    source: &IdentitySource,
     vm: &Vm,
 ) -> Result<(), file::Error> {
-    let others = others(&means.layout, &vm.name)?;
+    let others = others(&source.layout, &vm.name)?;
     let taken: BTreeSet<MacAddr> = others.iter().flat_map(|(_, other)| other.macs()).collect();
-    identity.add_macs(vm, &means.host_id, &taken);
+    identity.add_macs(vm, &source.host_id, &taken);
     Ok(())
 }
 
@@ -375,7 +375,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let layout = layout(dir.path());
         let uuid = || "7e0f3c52-4f2b-4b7e-9a34-0c5d0a1b2c3d".to_owned();
-        let means = IdentitySource { layout: layout.clone(), host_id: "host".into(), uuid };
+        let source = IdentitySource { layout: layout.clone(), host_id: "host".into(), uuid };
         let names = colliding_names();
         let vms = names.clone().map(|name| vm(&name, "[image]\npath = \"/x\"\n"));
         for _ in 0..20 {
@@ -385,13 +385,13 @@ mod tests {
             }
             let together = Barrier::new(2);
             let made = std::thread::scope(|scope| {
-                let (together, means) = (&together, &means);
+                let (together, source) = (&together, &source);
                 let starts = vms.each_ref().map(|vm| {
                     scope.spawn(move || {
                         let cancel = Cancel::default();
                         let waiter = Waiter { cancel: &cancel, say: &|_| {} };
                         together.wait();
-                        ensure(means, vm, "pc-q35-10.0", false, waiter).unwrap()
+                        ensure(source, vm, "pc-q35-10.0", false, waiter).unwrap()
                     })
                 });
                 starts.map(|start| start.join().unwrap())
@@ -507,8 +507,8 @@ mod tests {
         write(&paths, &Identity { machine: "pc-q35-10.0,x".into(), ..identity }).unwrap();
         let error = read(&paths).unwrap_err();
         let path = paths.identity();
-        let said = format!("cannot read `{}`: invalid value of `machine`", path.display());
-        assert_eq!(chain(&error).trim(), said);
+        let expected = format!("cannot read `{}`: invalid value of `machine`", path.display());
+        assert_eq!(chain(&error).trim(), expected);
         assert!(error.hint().unwrap().contains("backup"));
     }
 

@@ -64,11 +64,11 @@ pub struct Record {
     /// The machine's UUID.
     #[serde(default)]
     pub uuid: Option<String>,
-    /// Set while QEMU restores a saved state; the value says whether the vCPUs remain stopped
+    /// Set while QEMU restores a saved state; the value is whether the vCPUs remain stopped
     /// afterwards.
     #[serde(default)]
     pub restoring: Option<bool>,
-    /// Set while the state is being saved; the value says whether the vCPUs were stopped before.
+    /// Set while the state is being saved; the value is whether the vCPUs were stopped before.
     #[serde(default)]
     pub saving: Option<bool>,
     /// An operator has paused the guest.
@@ -294,12 +294,12 @@ pub fn keep(paths: &VmPaths, end: End) -> Result<Vec<End>, file::Error> {
     if !words.is_empty() || paths.last_words().exists() {
         file::write_volatile(&paths.last_words(), json(&words).as_bytes(), 0o600)?;
     }
-    let told = all.iter().map(|end| {
+    let ends = all.iter().map(|end| {
         let end = serde_json::json!(End { console: vec![], ..end.clone() });
         with_unknown_fields(end, &written)
     });
-    let told: Vec<serde_json::Value> = told.collect();
-    file::write_volatile(&paths.ends(), json(&told).as_bytes(), 0o640)?;
+    let ends: Vec<serde_json::Value> = ends.collect();
+    file::write_volatile(&paths.ends(), json(&ends).as_bytes(), 0o640)?;
     Ok(all)
 }
 

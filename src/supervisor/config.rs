@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn executed_change_is_no_difference_any_more() {
+    fn executed_change_is_no_difference() {
         let written = BASE.replace("1G", "512M");
         let mut config = config(BASE, &written);
         keys(&mut config);
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn plugged_disk_makes_the_machine_another() {
+    fn plugged_disk_marks_the_machine_replugged() {
         let written = format!("{BASE}[disk.data]\nsize = \"1G\"\n");
         let mut config = config(BASE, &written);
         keys(&mut config);

@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_of_a_plain_process_is_systemds() {
+    async fn process_outside_a_unit_has_no_manager() {
         let host = Host::new();
         assert!(!host.ctx.is_under_systemd());
         assert_eq!(host.ctx.notifier().watchdog_interval(), None);

@@ -508,11 +508,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn failed_suspend_tells_why() {
+    async fn failed_suspend_has_a_reason() {
         let mut effects = Effects::default();
-        for (told, expected) in [(None, "the save was canceled"), (Some("no space"), "no space")] {
+        for (reason, expected) in [(None, "the save was canceled"), (Some("no space"), "no space")]
+        {
             let (mut client, _) = requested(&mut effects, Command::Suspend);
-            told.into_iter().for_each(|why| {
+            reason.into_iter().for_each(|why| {
                 effects.on_not_saved(Refusal::Failed(ErrorCode::NotSuspended, why.to_owned()))
             });
             effects.answer(&State::Running, Leftover::None, None);

@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn valid_file_and_what_is_beside_it_are_read() {
+    async fn vm_file_and_related_files_are_read() {
         let host = Host::new();
         let (mut tasks, mut inputs) = Reporters::<Input>::new(4);
         let files = files(&host);
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn missing_file_is_an_orphans() {
+    async fn missing_file_makes_an_orphan() {
         let host = Host::new();
         let (mut tasks, mut inputs) = Reporters::<Input>::new(4);
         FileReader::default().read(files(&host), &mut tasks, &host.ctx);

@@ -53,8 +53,8 @@ impl Registration {
                 };
                 let if_indices = indexes(&network, &taps).await;
                 let machine = Machine { name, uuid, leader: std::process::id(), if_indices };
-                if let Some(told) = last.filter(|(told, _)| *told == machine) {
-                    return told;
+                if let Some(registered) = last.filter(|(registered, _)| *registered == machine) {
+                    return registered;
                 }
                 let accepted = match machined.register(&machine, &control).await {
                     Ok(()) => true,
@@ -77,14 +77,14 @@ impl Registration {
     /// Unregisters the machine. After a timeout, machined detects the end of the unit itself.
     pub(crate) async fn unregister(&mut self) {
         let Some(Registered { machined, mut task }) = self.0.take() else { return };
-        let told = tokio::time::timeout(END_LIMIT, async {
+        let unregistered = tokio::time::timeout(END_LIMIT, async {
             match task.join_next().await {
                 Some(Ok((machine, true))) => machined.unregister(&machine).await,
                 // Another process has registered a machine of that name.
                 Some(Ok((_, false)) | Err(_)) | None => Ok(()),
             }
         });
-        match told.await {
+        match unregistered.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 debug!("cannot unregister the VM from systemd-machined: {}", chain(&error));

@@ -58,7 +58,7 @@ impl Operators {
     /// Returns the notes for the status.
     pub(crate) fn notes(&self) -> impl Iterator<Item = Note> + '_ {
         let note = |name: &Operator| {
-            let text = format!("`operators`: this host does not know `{name}`, so it is nobody");
+            let text = format!("`operators`: `{name}` is not an account of this host");
             Note::new(NoteCode::UnknownOperator, text).key("operators")
         };
         self.unknown.iter().map(note)

@@ -42,7 +42,7 @@ impl Supervisor {
         let restored = start.as_ref().is_some_and(Start::is_restore);
         let how = match (adopted, restored) {
             (true, _) => "taken over",
-            (false, true) => "goes on from the saved state",
+            (false, true) => "continues from the saved state",
             (false, false) => "started",
         };
         info!("QEMU {} {how}, pid {}, {}", record.qemu_version, record.pid, record.accel);

@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_reply_differs_from_a_refusal() {
+    fn late_reply_differs_from_refusal() {
         assert_eq!(qmp_refusal("pause", &timeout()).code(), ErrorCode::QemuUnconfirmed);
         let refused = qmp::Error::Refused {
             command: "stop".into(),
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_refusal_keeps_its_class() {
+    fn agent_refusal_keeps_its_class() {
         let refused = qmp::Error::Refused {
             command: "guest-exec".into(),
             class: "CommandNotFound".into(),

@@ -52,7 +52,7 @@ impl Settings {
     }
 
     /// Returns the source of new identities.
-    pub fn means(&self) -> crate::store::identity_store::IdentitySource {
+    pub fn identity_source(&self) -> crate::store::identity_store::IdentitySource {
         let Self { layout, host_id, uuid, .. } = self.clone();
         crate::store::identity_store::IdentitySource { layout, host_id, uuid }
     }

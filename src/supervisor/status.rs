@@ -53,7 +53,7 @@ impl Supervisor {
         if let Some(problem) = config.problem()
             && !config.files().orphan
         {
-            let text = format!("the VM file is not valid any more: {problem}");
+            let text = format!("the VM file is no longer valid: {problem}");
             notes.push(Note::new(NoteCode::VmFileInvalid, text));
         }
         notes.extend(self.files.note());

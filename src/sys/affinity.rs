@@ -44,7 +44,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_is_bound_and_freed() {
+    fn thread_is_pinned_and_released() {
         std::thread::spawn(|| {
             let all = cpus();
             let thread = u32::try_from(nix::unistd::gettid().as_raw()).unwrap();

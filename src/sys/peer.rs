@@ -72,10 +72,10 @@ mod tests {
         assert_eq!(peer.gid, nix::unistd::getegid().as_raw());
         let mut own: Vec<u32> =
             nix::unistd::getgroups().unwrap().into_iter().map(nix::unistd::Gid::as_raw).collect();
-        let mut told = peer.groups;
+        let mut groups = peer.groups;
         own.sort_unstable();
-        told.sort_unstable();
-        assert_eq!(told, own);
+        groups.sort_unstable();
+        assert_eq!(groups, own);
     }
 
     #[test]

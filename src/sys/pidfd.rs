@@ -169,10 +169,10 @@ fn info(fd: &OwnedFd) -> nix::Result<Option<Exit>> {
     // SAFETY: the descriptor is open, and the request encodes the size of this type, which outlives
     // the call.
     unsafe { pidfd_get_info(fd.as_raw_fd(), &raw mut info) }?;
-    let told = info.mask & u64::from(PIDFD_INFO_EXIT) != 0;
+    let has_exited = info.mask & u64::from(PIDFD_INFO_EXIT) != 0;
     let status = ExitStatus::from_raw(info.exit_code);
     let signal = || status.signal().map(Exit::Signal);
-    Ok(told.then(|| status.code().map(Exit::Code).or_else(signal).unwrap_or(Exit::Unknown)))
+    Ok(has_exited.then(|| status.code().map(Exit::Code).or_else(signal).unwrap_or(Exit::Unknown)))
 }
 
 /// Returns the process with this PID and start time on this boot; `None` if it has provably ended.

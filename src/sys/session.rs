@@ -1,8 +1,8 @@
 //! The operator's session: notifies a verb that runs until interrupted when the operator is gone.
 //!
-//! A verb ends at SIGHUP, SIGTERM and SIGINT, when its terminal hangs up, and when nobody reads its
-//! standard output, even while the verb prints nothing. One thread waits for the last two without
-//! polling often.
+//! A verb ends at SIGHUP, SIGTERM and SIGINT, when its terminal hangs up, and when the reader of
+//! its standard output closes it, even while the verb prints nothing. One thread waits for the last
+//! two without polling often.
 
 use std::{
     io::{self, IsTerminal},

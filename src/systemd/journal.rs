@@ -67,9 +67,9 @@ mod tests {
     }
 
     #[derive(Clone, Default)]
-    struct Kept(Arc<Mutex<Vec<u8>>>);
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
 
-    impl io::Write for Kept {
+    impl io::Write for Buffer {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().unwrap().extend(bytes);
             Ok(bytes.len())
@@ -81,20 +81,20 @@ mod tests {
     }
 
     #[test]
-    fn events_are_told_with_their_fields() {
-        let kept = Kept::default();
-        let writer = kept.clone();
+    fn events_have_their_fields() {
+        let buffer = Buffer::default();
+        let writer = buffer.clone();
         let log = tracing_subscriber::fmt().event_format(Lines).with_writer(move || writer.clone());
         tracing::subscriber::with_default(log.finish(), || {
             tracing::info!("QEMU {} started", "10.0");
-            tracing::error!(pid = 7, "gone\nfor good");
+            tracing::error!(pid = 7, "first\nsecond");
         });
-        let said = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
-        assert_eq!(said, "<6>QEMU 10.0 started\n<3>gone\n<3>for good pid=7\n");
+        let text = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text, "<6>QEMU 10.0 started\n<3>first\n<3>second pid=7\n");
     }
 
     #[test]
-    fn only_the_very_stream_counts() {
+    fn other_streams_are_not_the_journal() {
         for stream in [None, Some(""), Some("1"), Some("x:y"), Some("0:0")] {
             assert!(!is_standard_error(stream.map(OsStr::new)), "{stream:?}");
         }

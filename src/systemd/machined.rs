@@ -26,16 +26,16 @@ const ANSWER: usize = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another machine has the name.
-    #[error("another machine is called `{0}`")]
+    #[error("another machine has the name `{0}`")]
     Taken(String),
     /// machined refused.
     #[error("systemd-machined refused: {0}")]
     Refused(String),
     /// machined did not reply.
-    #[error("systemd-machined cannot be asked")]
+    #[error("cannot call systemd-machined")]
     Io(#[from] io::Error),
     /// `machinectl` or `busctl` did not complete.
-    #[error("systemd-machined cannot be asked")]
+    #[error("cannot call systemd-machined")]
     Program(#[source] program::Error),
 }
 
@@ -73,7 +73,7 @@ impl Machined {
                     }
                     tokio::time::sleep(PAUSE).await;
                 }
-                // An older machined does not know `controlAddress`.
+                // An older machined does not support `controlAddress`.
                 Err((code, about))
                     if code.ends_with(".InvalidParameter") && about == "controlAddress" =>
                 {
@@ -82,7 +82,7 @@ impl Machined {
                 Err((error, _)) => return Err(Error::Refused(error)),
             }
         }
-        Err(Error::Refused("again and again".into()))
+        Err(Error::Refused(format!("{TRIES} attempts failed")))
     }
 
     /// Unregisters the VM if it is registered.
@@ -153,7 +153,7 @@ impl Machined {
     ) -> Result<Result<Value, (String, String)>, Error> {
         let call =
             json!({ "method": format!("io.systemd.Machine.{method}"), "parameters": parameters });
-        let asked = async {
+        let call = async {
             let mut stream = UnixStream::connect(&self.socket).await?;
             stream.write_all(format!("{call}\0").as_bytes()).await?;
             let mut answer = Vec::new();
@@ -162,7 +162,7 @@ impl Machined {
             let whole = answer.strip_suffix(&[0]).ok_or(io::ErrorKind::UnexpectedEof)?;
             Ok::<Value, io::Error>(serde_json::from_slice(whole)?)
         };
-        let answer = tokio::time::timeout(self.limit, asked).await;
+        let answer = tokio::time::timeout(self.limit, call).await;
         let answer = answer.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         Ok(match answer["error"].as_str() {
             Some(error) => {
@@ -241,7 +241,8 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn one_that_knows_no_control_address_is_told_none() {
         let dir = tempfile::tempdir().unwrap();
-        let unknown = "{\"error\":\"org.varlink.service.InvalidParameter\",\"parameters\":{\"parameter\":\"controlAddress\"}}\0";
+        let unknown = "{\"error\":\"org.varlink.service.InvalidParameter\",\
+                       \"parameters\":{\"parameter\":\"controlAddress\"}}\0";
         let (machined, asked) = served(dir.path(), vec![unknown, DONE]);
         machined.register(&web(), Path::new("/run/c")).await.unwrap();
         assert!(asked.lock().unwrap()[1]["parameters"]["controlAddress"].is_null());
@@ -269,7 +270,7 @@ mod tests {
         let theirs = "{\"parameters\":{\"service\":\"systemd-nspawn\",\"id\":\"00\"}}\0";
         let (machined, _) = served(dir.path(), vec![EXISTS, theirs]);
         let error = machined.register(&web(), Path::new("/run/c")).await.unwrap_err();
-        assert_eq!(error.to_string(), "another machine is called `web`");
+        assert_eq!(error.to_string(), "another machine has the name `web`");
     }
 
     #[tokio::test(flavor = "current_thread")]
@@ -283,9 +284,9 @@ mod tests {
                 stream.write_all(answer.as_bytes()).await.unwrap();
             });
             let machined = Machined { socket, limit: Duration::from_secs(60) };
-            let told = machined.register(&web(), Path::new("/run/c")).await;
+            let result = machined.register(&web(), Path::new("/run/c")).await;
             // `[]` is a reply without an error.
-            assert_eq!(told.is_ok(), answer == "[]\0x", "{answer:?}: {told:?}");
+            assert_eq!(result.is_ok(), answer == "[]\0x", "{answer:?}: {result:?}");
         }
     }
 

@@ -66,7 +66,7 @@ impl Outgoing {
             let _until_the_end: oneshot::Sender<()> = sending;
             for message in to_send {
                 if let Err(e) = socket.send_to_addr(message.as_bytes(), &address) {
-                    tracing::warn!("cannot tell systemd `{}`: {e}", message.trim_end());
+                    tracing::warn!("cannot send `{}` to systemd: {e}", message.trim_end());
                 }
                 left.fetch_sub(1, Ordering::Relaxed);
             }
@@ -78,7 +78,10 @@ impl Outgoing {
     fn send(&self, message: String) {
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= MOST {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
-            tracing::debug!("systemd does not read; not told: `{}`", message.trim_end());
+            tracing::debug!(
+                "dropped `{}`: systemd does not read its notifications",
+                message.trim_end()
+            );
             return;
         }
         let messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
@@ -199,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn every_message_as_systemd_reads_it() {
+    fn messages_have_the_systemd_format() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let systemd = UnixDatagram::bind(&path).unwrap();
@@ -217,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn an_abstract_socket_is_reached() {
+    fn abstract_socket_is_reached() {
         let name = format!("qvm-test-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name).unwrap();
         let systemd = UnixDatagram::bind_addr(&address).unwrap();
@@ -227,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_systemd_that_does_not_read_holds_nothing_up_and_hears_it_later() {
+    fn unread_notifications_are_queued() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let systemd = UnixDatagram::bind(&path).unwrap();
@@ -276,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_there_or_nobody_listening_is_no_fault() {
+    fn missing_socket_is_ignored() {
         for socket in [None, Some(""), Some("relative"), Some("vsock:2:1"), Some("/nonexistent/x")]
         {
             let pairs: Vec<_> = socket.map(|s| ("NOTIFY_SOCKET", s)).into_iter().collect();
@@ -288,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn the_watchdog_is_ours_only_if_it_names_us_or_nobody() {
+    fn watchdog_applies_to_its_pid() {
         let of = |pairs: &[(&str, &str)]| {
             let mut all = vec![("NOTIFY_SOCKET", "@qvm-nobody")];
             all.extend_from_slice(pairs);
@@ -305,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_desktop_terminal_is_not_a_unit() {
+    fn desktop_terminal_is_not_a_unit() {
         assert!(!under_systemd(env(&[]), 1));
         assert!(!under_systemd(env(&[("INVOCATION_ID", "8c4d")]), 1));
         assert!(!under_systemd(env(&[("SYSTEMD_EXEC_PID", "2")]), 1));

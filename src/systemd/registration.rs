@@ -71,8 +71,8 @@ impl Machine {
 
     /// Whether a machine of this name is this VM, from the output of `machinectl show`.
     pub fn is_shown(&self, shown: &str) -> bool {
-        let says = |wanted: &str| shown.lines().any(|line| line == wanted);
-        says(&format!("Service={SERVICE}")) && says(&format!("Id={}", self.id()))
+        let has = |wanted: &str| shown.lines().any(|line| line == wanted);
+        has(&format!("Service={SERVICE}")) && has(&format!("Id={}", self.id()))
     }
 
     /// Whether a machine of this name is this VM, from the reply of `io.systemd.Machine.List`.
@@ -95,9 +95,10 @@ mod tests {
     }
 
     #[test]
-    fn the_parameters_of_varlink() {
+    fn varlink_parameters() {
         let plain = json!({
-            "name": "web", "id": "615aebfc29b44c0fb886ca68b5dcc622", "service": "qvm", "class": "vm", "leader": 4711,
+            "name": "web", "id": "615aebfc29b44c0fb886ca68b5dcc622", "service": "qvm",
+            "class": "vm", "leader": 4711,
         });
         assert_eq!(web(&[]).parameters(None), plain);
         let all = web(&[3, 7]).parameters(Some(Path::new("/run/qvm/web/control.sock")));
@@ -106,17 +107,17 @@ mod tests {
     }
 
     #[test]
-    fn the_arguments_of_busctl() {
+    fn busctl_arguments() {
         assert_eq!(
             web(&[3, 7]).call().join(" "),
-            "RegisterMachineWithNetwork sayssusai web 16 97 90 235 252 41 180 76 15 184 134 202 104 181 220 198 34 \
-             qvm vm 4711  2 3 7"
+            "RegisterMachineWithNetwork sayssusai web 16 97 90 235 252 41 180 76 15 184 134 202 \
+             104 181 220 198 34 qvm vm 4711  2 3 7"
         );
         assert!(web(&[]).call().join(" ").ends_with("qvm vm 4711  0"));
     }
 
     #[test]
-    fn another_s_machine_is_told_from_ours() {
+    fn own_machine_has_our_service_and_id() {
         let id = web(&[]).id();
         assert!(web(&[]).is_shown(&format!("Id={id}\nService=qvm\n")));
         assert!(!web(&[]).is_shown(&format!("Id={id}\nService=systemd-nspawn\n")));

@@ -26,20 +26,23 @@ pub enum Error {
     #[error(transparent)]
     Run(program::Error),
     /// It did not exit in time.
-    #[error("`systemctl {asked}` did not end within {} s: systemd does not answer", limit.as_secs())]
+    #[error(
+        "`systemctl {arguments}` did not end within {} s: systemd does not answer",
+        limit.as_secs()
+    )]
     Silent {
         /// Its arguments.
-        asked: String,
+        arguments: String,
         /// The limit.
         limit: Duration,
     },
     /// It failed.
-    #[error("`systemctl {asked}` failed: {said}")]
+    #[error("`systemctl {arguments}` failed: {stderr}")]
     Failed {
         /// Its arguments.
-        asked: String,
+        arguments: String,
         /// Its error message.
-        said: String,
+        stderr: String,
     },
 }
 
@@ -157,8 +160,8 @@ pub async fn is_stopping(vm: &VmName, scope: Scope) -> bool {
 /// session has ended. `false` if that is unknown.
 pub async fn host_goes_down(scope: Scope) -> bool {
     // The exit code is 1 for every state but `running`; the state is printed.
-    let asked = command(scope).arg("is-system-running").time_limit(ANSWER_LIMIT).run_async();
-    asked.await.is_ok_and(|output| output.stdout.trim() == "stopping")
+    let state = command(scope).arg("is-system-running").time_limit(ANSWER_LIMIT).run_async();
+    state.await.is_ok_and(|output| output.stdout.trim() == "stopping")
 }
 
 /// The state of a unit after its supervisor crashed.
@@ -248,14 +251,16 @@ async fn run(scope: Scope, arguments: &[&str], limit: Option<Duration>) -> Resul
 }
 
 /// Returns the standard output of a successful run.
-fn printed(output: Result<Output, program::Error>, asked: &str) -> Result<String, Error> {
-    let asked = || asked.to_owned();
+fn printed(output: Result<Output, program::Error>, arguments: &str) -> Result<String, Error> {
+    let arguments = || arguments.to_owned();
     match output {
         Ok(Output { status, stdout, .. }) if status.success() => Ok(stdout),
         Ok(Output { stderr, .. }) => {
-            Err(Error::Failed { asked: asked(), said: stderr.trim().to_owned() })
+            Err(Error::Failed { arguments: arguments(), stderr: stderr.trim().to_owned() })
         }
-        Err(program::Error::TimedOut { limit, .. }) => Err(Error::Silent { asked: asked(), limit }),
+        Err(program::Error::TimedOut { limit, .. }) => {
+            Err(Error::Silent { arguments: arguments(), limit })
+        }
         Err(error) => Err(Error::Run(error)),
     }
 }
@@ -269,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_job_is_told_from_others() {
+    fn stop_job_of_the_unit() {
         let jobs = "  12 qvm@db.service   stop    running\n 7 qvm@web.service start waiting\n";
         assert!(has_stop_job(jobs, "qvm@db.service"));
         assert!(!has_stop_job(jobs, "qvm@web.service"));
@@ -277,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_after_a_crash_is_told_from_a_unit_that_was_given_up() {
+    fn stopped_restarted_and_given_up_units_differ() {
         for (state, restarts, after) in [
             ("failed", 3, After::Stopped),
             ("inactive", 3, After::Stopped),
@@ -293,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exit_code_is_told_from_a_signal() {
+    fn exit_code_but_not_signal() {
         assert_eq!(exited_with("ExecMainCode=1\nExecMainStatus=69\n"), Some(69));
         assert_eq!(exited_with("ExecMainStatus=9\nExecMainCode=2\n"), None);
         assert_eq!(exited_with("ExecMainCode=0\nExecMainStatus=0\n"), None);
@@ -301,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn what_systemctl_shows() {
+    fn output_of_systemctl_show() {
         let drop_in =
             "DropInPaths=/run/systemd/generator/qvm@web.service.d/10-qvm.conf /etc/x.conf";
         let shown = |load: &str, active: &str, reload: &str, drop_in: &str| {

@@ -11,6 +11,9 @@ use crate::{
     value::VmName,
 };
 
+/// The first line of the drop-in.
+const HEADER: &str =
+    "# Generated from the VM file by qvm-generator at each daemon-reload. Do not edit.";
 /// The file name of the drop-in.
 pub const DROP_IN: &str = "10-qvm.conf";
 /// The template unit of all VMs.
@@ -37,7 +40,8 @@ pub fn unit_name(vm: &VmName) -> String {
     format!("qvm@{vm}.service")
 }
 
-/// Returns the drop-in of a VM. Each setting is one line, whatever the VM file contains.
+/// Returns the drop-in of a VM. Each setting is one line, even with control characters in the VM
+/// file.
 pub fn drop_in(vm: &Vm, scope: Scope) -> String {
     let mut unit = vec![("Description", description(vm))];
     if needs_network(vm) {
@@ -46,7 +50,7 @@ pub fn drop_in(vm: &Vm, scope: Scope) -> String {
         unit.push(("Wants", "network-online.target".into()));
         unit.push(("After", "network-online.target".into()));
     }
-    // Ordering only (`After=`): a VM starts by its own `autostart` or by hand, never because of
+    // Ordering only (`After=`): a VM starts by its own `autostart` or manually, never because of
     // another VM, and a failed VM does not fail others. VMs stop in the reverse order.
     unit.extend(vm.after.iter().map(|other| ("After", unit_name(other))));
     unit.extend(mounts(vm).into_iter().map(|path| ("RequiresMountsFor", path)));
@@ -102,7 +106,7 @@ fn resources(vm: &Vm) -> Vec<(&'static str, String)> {
 }
 
 fn head(file: &Path) -> String {
-    let mut text = "# Generated from the VM file by qvm-generator at each daemon-reload. Do not edit.\n[Unit]\n".to_owned();
+    let mut text = format!("{HEADER}\n[Unit]\n");
     // systemd compares this file's time (NeedDaemonReload=). The value extends to the end of the
     // line without quotes, so a path that cannot be written that way is left out.
     let plain =
@@ -134,7 +138,10 @@ fn specifiers(text: &str) -> String {
 }
 
 fn needs_network(vm: &Vm) -> bool {
-    let fetched = |source: &Source| matches!(source, Source::Image(image) if matches!(image.origin, Origin::Http(_)));
+    let fetched = |source: &Source| match source {
+        Source::Image(image) => matches!(image.origin, Origin::Http(_)),
+        _ => false,
+    };
     vm.nics.iter().any(|nic| matches!(nic.link, Link::Bridge { .. }))
         || vm.disks.iter().any(|disk| fetched(&disk.source))
 }
@@ -189,8 +196,9 @@ mod tests {
     }
 
     #[test]
-    fn a_small_one() {
-        let expected = "# Generated from the VM file by qvm-generator at each daemon-reload. Do not edit.\n\
+    fn drop_in_of_a_small_vm_file() {
+        let expected = "# Generated from the VM file by qvm-generator at each daemon-reload. \
+            Do not edit.\n\
             [Unit]\n\
             SourcePath=/etc/qvm/vms/web.toml\n\
             Description=Virtual machine web\n\
@@ -207,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_s_unit_is_opened_for_nothing() {
+    fn user_unit_has_no_sandbox_settings() {
         let expected = "\n[Service]\nTimeoutStartSec=120\nTimeoutStopSec=150\nCPUWeight=100\n";
         let text = "forward = ['80:80']\n[disk.a]\npath = '/home/op/a.qcow2'\n";
         assert!(drop_in(&vm(text), Scope::User).ends_with(expected));
@@ -216,11 +224,14 @@ mod tests {
     }
 
     #[test]
-    fn a_large_one() {
-        let text = "description = '100% of it: \"a\" \\'\nafter = ['db', 'nas-1']\nbridge = 'br0'\ncpuWeight = 300\n\
-            shutdownTimeoutSec = 7\n[disk.a]\npath = '/srv/50% \"x\" \\y/a.qcow2'\n[disk.b]\ndevice = '/dev/vg/b'\n\
+    fn drop_in_of_a_large_vm_file() {
+        let text = "description = '100% of it: \"a\" \\'\nafter = ['db', 'nas-1']\nbridge = 'br0'\n\
+            cpuWeight = 300\nshutdownTimeoutSec = 7\n\
+            [disk.a]\npath = '/srv/50% \"x\" \\y/a.qcow2'\n\
+            [disk.b]\ndevice = '/dev/vg/b'\n\
             [image]\npath = '/mnt/images/x.qcow2'\n[cloudInit]\nuserData = '../web.yaml'\n";
-        let expected = "# Generated from the VM file by qvm-generator at each daemon-reload. Do not edit.\n\
+        let expected = "# Generated from the VM file by qvm-generator at each daemon-reload. \
+            Do not edit.\n\
             [Unit]\n\
             SourcePath=/etc/qvm/vms/web.toml\n\
             Description=100%% of it: \"a\" \\ (virtual machine web)\n\
@@ -242,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_waits_for_a_network_wants_one() {
+    fn network_is_wanted_for_bridges_and_downloads() {
         let network = |text| drop_in(&vm(text), Scope::System).contains("network-online");
         assert!(!network("[image]\npath = '/x.qcow2'\n"));
         assert!(network(
@@ -252,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_that_no_line_can_hold() {
+    fn paths_that_a_unit_cannot_contain() {
         let bytes = |bytes: &[u8]| quoted(Path::new(OsStr::from_bytes(bytes)));
         assert_eq!(bytes(b"/srv/\xff/a").as_deref(), Some("\"/srv\""));
         assert_eq!(bytes(b"/srv/a\nb/c").as_deref(), Some("\"/srv\""));
@@ -287,20 +298,40 @@ mod tests {
 
     proptest! {
         #[test]
-        fn one_setting_a_line(description in any::<String>(), parts in prop::collection::vec(any::<Vec<u8>>(), 1..4)) {
+        fn one_setting_a_line(
+            description in any::<String>(),
+            parts in prop::collection::vec(any::<Vec<u8>>(), 1..4)
+        ) {
             let mut vm = vm("vcpu = 1\n");
             vm.description = Some(description);
-            let path = Path::new("/srv").join(parts.iter().map(|part| OsStr::from_bytes(part)).collect::<PathBuf>());
+            let parts: PathBuf = parts.iter().map(|part| OsStr::from_bytes(part)).collect();
+            let path = Path::new("/srv").join(parts);
             vm.file = path.with_extension("toml");
             vm.disks[0].source = Source::File(path);
             let text = drop_in(&vm, Scope::System);
-            let known = ["SourcePath=", "Description=", "RequiresMountsFor=", "TimeoutStartSec=", "TimeoutStopSec=", "CPUWeight=", "RestrictAddressFamilies=", "PrivateNetwork=", "RestrictNamespaces=", "MemoryDenyWriteExecute=", "ReadWritePaths="];
-            for line in text.split(['\n', '\r', '\0']).skip(2).filter(|line| !line.is_empty() && *line != "[Service]") {
-                prop_assert!(known.iter().any(|key| line.starts_with(key)), "{line:?}");
+            let known = [
+                "",
+                "[Service]",
+                "SourcePath=",
+                "Description=",
+                "RequiresMountsFor=",
+                "TimeoutStartSec=",
+                "TimeoutStopSec=",
+                "CPUWeight=",
+                "RestrictAddressFamilies=",
+                "PrivateNetwork=",
+                "RestrictNamespaces=",
+                "MemoryDenyWriteExecute=",
+                "ReadWritePaths=",
+            ];
+            for line in text.split(['\n', '\r', '\0']).skip(2) {
+                let key = line.split_inclusive('=').next().unwrap_or_default();
+                prop_assert!(known.contains(&key), "{line:?}");
                 prop_assert!(!line.ends_with('\\'), "{line:?}");
                 prop_assert!(!line.replace("%%", "").contains('%'), "{line:?}");
             }
-            prop_assert_eq!(text.lines().filter(|line| line.starts_with("Description=")).count(), 1);
+            let descriptions = text.lines().filter(|line| line.starts_with("Description="));
+            prop_assert_eq!(descriptions.count(), 1);
         }
     }
 }

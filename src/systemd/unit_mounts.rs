@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_without_permissions_is_hidden() {
+    fn directory_without_permissions_is_hidden() {
         let dir = tempfile::tempdir().unwrap();
         assert!(!is_hidden(dir.path()) && !is_hidden(&dir.path().join("missing")));
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o000)).unwrap();

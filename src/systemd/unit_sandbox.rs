@@ -21,7 +21,7 @@ const HOME: (&str, &str) = ("ProtectHome", "read-only");
 const TMP: (&str, &str) = ("PrivateTmp", "no");
 const IP: (&str, &str) = ("RestrictAddressFamilies", "AF_INET AF_INET6");
 const HOST_NETWORK: (&str, &str) = ("PrivateNetwork", "no");
-/// QEMU then gets an empty network namespace of its own if it does not use the host's network.
+/// QEMU then gets an empty network namespace if it does not use the host's network.
 const NAMESPACES: (&str, &str) = ("RestrictNamespaces", "user net");
 const LOW_PORTS: (&str, &str) = ("CapabilityBoundingSet", "CAP_NET_BIND_SERVICE");
 const TRANSLATOR: (&str, &str) = ("MemoryDenyWriteExecute", "no");
@@ -38,7 +38,7 @@ pub(crate) fn of(vm: &Vm) -> Vec<(&'static str, String)> {
         (ip, HOST_NETWORK),
         (ip, NAMESPACES),
         (low_ports(vm), LOW_PORTS),
-        // TCG executes code that it has written, so W^X is possible only with KVM alone.
+        // TCG executes code that it has written, so W^X is possible only with KVM.
         (vm.accel != Accel::Kvm, TRANSLATOR),
     ];
     let mut settings: Vec<_> = opened
@@ -196,7 +196,7 @@ mod tests {
     const CLOSED: &str = "accel = 'kvm'\nbridge = 'br0'\n";
 
     #[test]
-    fn nothing_is_opened_for_a_vm_that_needs_nothing() {
+    fn vm_without_needs_relaxes_nothing() {
         assert_eq!(settings(CLOSED), "");
         assert_eq!(settings(&format!("{CLOSED}[image]\npath = '/srv/x.qcow2'\n")), "");
         assert_eq!(
@@ -206,7 +206,9 @@ mod tests {
     }
 
     #[test]
-    fn each_need_is_opened_and_no_other() {
+    fn each_need_relaxes_its_settings() {
+        const NETWORK: &str = "RestrictAddressFamilies=AF_INET AF_INET6\nPrivateNetwork=no\n\
+                               RestrictNamespaces=user net\n";
         let url = "url = 'https://example.org/x.qcow2'\n";
         for (text, opened) in [
             (format!("{CLOSED}[image]\npath = '/home/op/x.qcow2'\n"), "ProtectHome=read-only\n"),
@@ -215,27 +217,19 @@ mod tests {
                 "ProtectHome=read-only\n",
             ),
             (format!("{CLOSED}[image]\npath = '/var/tmp/x.qcow2'\n"), "PrivateTmp=no\n"),
-            (
-                format!("{CLOSED}ready = 'tcp:22'\nip = '192.0.2.2/24'\n"),
-                "RestrictAddressFamilies=AF_INET AF_INET6\nPrivateNetwork=no\nRestrictNamespaces=user net\n",
-            ),
-            (
-                format!("{CLOSED}[image]\n{url}insecureNoChecksum = true\n"),
-                "RestrictAddressFamilies=AF_INET AF_INET6\nPrivateNetwork=no\nRestrictNamespaces=user net\n",
-            ),
+            (format!("{CLOSED}ready = 'tcp:22'\nip = '192.0.2.2/24'\n"), NETWORK),
+            (format!("{CLOSED}[image]\n{url}insecureNoChecksum = true\n"), NETWORK),
             (
                 format!(
                     "{CLOSED}[display]\nvnc = '127.0.0.1:5901'\npasswordFile = '/etc/qvm/vnc'\n"
                 ),
-                "RestrictAddressFamilies=AF_INET AF_INET6\nPrivateNetwork=no\nRestrictNamespaces=user net\n",
+                NETWORK,
             ),
-            (
-                "accel = 'kvm'\n".into(),
-                "RestrictAddressFamilies=AF_INET AF_INET6\nPrivateNetwork=no\nRestrictNamespaces=user net\n",
-            ),
+            ("accel = 'kvm'\n".into(), NETWORK),
             (
                 "accel = 'kvm'\nforward = ['80:80']\n".into(),
-                "RestrictAddressFamilies=AF_INET AF_INET6\nPrivateNetwork=no\nRestrictNamespaces=user net\nCapabilityBoundingSet=CAP_NET_BIND_SERVICE\n",
+                "RestrictAddressFamilies=AF_INET AF_INET6\nPrivateNetwork=no\n\
+                 RestrictNamespaces=user net\nCapabilityBoundingSet=CAP_NET_BIND_SERVICE\n",
             ),
             ("bridge = 'br0'\n".into(), "MemoryDenyWriteExecute=no\n"),
             (
@@ -257,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checksum_file_is_read_and_not_fetched() {
+    fn local_checksum_file_needs_no_network() {
         let sums = |sums: &str| {
             settings(&format!("{CLOSED}[image]\npath = '/srv/x.qcow2'\nchecksums = '{sums}'\n"))
         };

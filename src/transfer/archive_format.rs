@@ -208,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_there_and_back() {
+    fn member_names_round_trip() {
         let root = Label::root();
         for part in [
             Part::VmFile,

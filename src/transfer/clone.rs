@@ -1,4 +1,4 @@
-//! Clones a stopped VM: copies its disks and VM file; the copy has an identity of its own.
+//! Clones a stopped VM: copies its disks and VM file; the copy has a new identity.
 
 use std::fs;
 
@@ -38,13 +38,13 @@ pub struct Cloned {
 /// # Errors
 /// `from` is not stopped, the name exists, or a disk cannot be copied; nothing is left behind then.
 pub fn clone(
-    means: &IdentitySource,
+    identities: &IdentitySource,
     from: &VmName,
     name: &VmName,
     progress: &mut dyn Progress,
     cancel: &Cancel,
 ) -> Result<Cloned, Error> {
-    let layout = &means.layout;
+    let layout = &identities.layout;
     if from == name {
         return Err(Error::Same(name.clone()));
     }
@@ -64,7 +64,7 @@ pub fn clone(
     if let Some(old) = &identity {
         let waiter = Waiter { cancel, say: &|text| tracing::info!("{text}") };
         let _lock = IdentityLock::acquire(layout, waiter).map_err(identity_store::Error::from)?;
-        let new = identity_store::new(means, &vm, &old.machine)?;
+        let new = identity_store::new(identities, &vm, &old.machine)?;
         identity_store::write(draft.paths(), &new)?;
     }
     if cancel.is_set() {

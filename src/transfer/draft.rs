@@ -207,9 +207,9 @@ mod tests {
         draft.put_user_data(&data, b"#cloud-config\n").unwrap();
         draft.put_user_data(&data, b"#cloud-config\n").unwrap();
         assert!(matches!(draft.put_user_data(&data, b"#!"), Err(Error::UserData(_))));
-        fs::write(layout.vm_file(&web), "by hand").unwrap();
+        fs::write(layout.vm_file(&web), "manual").unwrap();
         assert!(matches!(draft.publish("", 0o640), Err(Error::Exists(_))));
-        assert_eq!(fs::read(layout.vm_file(&web)).unwrap(), b"by hand");
+        assert_eq!(fs::read(layout.vm_file(&web)).unwrap(), b"manual");
         assert!(!layout.vm(&web).state.exists() && !data.exists());
         assert_eq!(file::list(&layout.vm_files()).unwrap().len(), 1);
     }

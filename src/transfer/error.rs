@@ -187,10 +187,9 @@ impl Explain for Error {
                 return source.hint_for(name);
             }
             Self::Exists(_) | Self::InUse { .. } => "choose another name".into(),
-            Self::Kept { name, .. } => format!(
-                "choose another name; or `qvm rm {name} --disks` deletes the data if nobody needs \
-                 it"
-            ),
+            Self::Kept { name, .. } => {
+                format!("choose another name, or delete unneeded data with `qvm rm {name} --disks`")
+            }
             Self::Runs(vm_state::Error::Lock(lock::Error::Held { .. })) => {
                 "shut it down with `qvm stop`; `qvm status` shows its state".into()
             }
@@ -201,21 +200,27 @@ impl Explain for Error {
                 "run `qvm start` and `qvm stop`, or `qvm start --discard-state`".into()
             }
             Self::LinkedFile { .. } => {
-                "rename the VM where its file is generated (NixOS: `services.qvm.vms`), then repeat \
-                 `qvm rename` before the VM is started"
+                "rename the VM where its file is generated (NixOS: `services.qvm.vms`), then \
+                 repeat `qvm rename` before the VM is started"
                     .into()
             }
             Self::Needed { .. } => "change the path first".into(),
             Self::Own { .. } => {
-                "remove the disk from the VM file for the operation, and copy it by hand; a disk with \
-                 `readOnly = true` may stay"
+                "remove the disk from the VM file for the operation, and copy it separately; a \
+                 disk with `readOnly = true` may stay"
                     .into()
             }
             Self::Partial { hint, .. } => (*hint)?.into(),
             Self::FileExists(_) => "choose another name, or remove the file".into(),
-            Self::Write(error) if error.kind() == io::ErrorKind::StorageFull => "free disk space".into(),
-            Self::Twin { .. } => "`--new-identity` creates a copy that can run at the same time".into(),
-            Self::UserData(_) => "rename that file, and change the VM file that refers to it".into(),
+            Self::Write(error) if error.kind() == io::ErrorKind::StorageFull => {
+                "free disk space".into()
+            }
+            Self::Twin { .. } => {
+                "`--new-identity` creates a copy that can run at the same time".into()
+            }
+            Self::UserData(_) => {
+                "rename that file, and change the VM file that refers to it".into()
+            }
             Self::WouldBeInvalid(_) => "choose another name, or change the VM file first".into(),
             Self::Disk(error) => return error.hint(),
             Self::Archive { source, .. } => return source.hint(),

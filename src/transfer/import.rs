@@ -53,20 +53,20 @@ pub struct Imported {
 /// left behind then.
 pub fn import(
     import: &mut Import<'_>,
-    means: &IdentitySource,
+    identities: &IdentitySource,
     progress: &mut dyn Progress,
     cancel: &Cancel,
 ) -> Result<Imported, Error> {
-    let unpacked = unpack(import, &means.layout, progress, cancel).and_then(|unpacked| {
+    let unpacked = unpack(import, &identities.layout, progress, cancel).and_then(|unpacked| {
         let (called, copy) = (&import.called, import.new_identity);
-        Finish { means, called, copy, unpacked, cancel }.finish()
+        Finish { identities, called, copy, unpacked, cancel }.finish()
     });
     unpacked.map_err(|error| if cancel.is_set() { Error::Canceled } else { error })
 }
 
 /// A complete archive whose digests match; its origin is not trusted.
 struct Finish<'a, 'l> {
-    means: &'l IdentitySource,
+    identities: &'l IdentitySource,
     called: &'a str,
     /// Whether it gets a new identity.
     copy: bool,
@@ -116,7 +116,7 @@ impl Finish<'_, '_> {
         let Some(written) = vm_text::value(&text, &key) else {
             return Err(self.wrong(archive::Error::NoUserData));
         };
-        let dir = self.means.layout.vm_files();
+        let dir = self.identities.layout.vm_files();
         let is_same = |path: &Path| -> io::Result<bool> {
             // Other file types, which may be endless, are not read.
             let meta = fs::metadata(path)?;
@@ -145,7 +145,7 @@ impl Finish<'_, '_> {
             Some(content) if Some(path) == user_data => Ok(content.clone()),
             _ => Err(io::Error::new(io::ErrorKind::NotFound, "it is not in the archive")),
         };
-        let read = spec::read(name, &self.means.layout.vm_file(name), text, &mut read);
+        let read = spec::read(name, &self.identities.layout.vm_file(name), text, &mut read);
         read.map_err(|problems| Error::WouldBeInvalid(spec::Invalid(problems)))
     }
 
@@ -195,16 +195,16 @@ impl Finish<'_, '_> {
             return Err(self.wrong(archive::Error::IdentityFlaw(flaw)));
         }
         let waiter = Waiter { cancel: self.cancel, say: &|text| tracing::info!("{text}") };
-        let lock = IdentityLock::acquire(&self.means.layout, waiter);
+        let lock = IdentityLock::acquire(&self.identities.layout, waiter);
         let _lock = lock.map_err(identity_store::Error::from)?;
         // The first start chooses a free UID of this host.
         identity.uid = None;
         if self.copy {
-            let identity = identity_store::new(self.means, vm, &identity.machine)?;
+            let identity = identity_store::new(self.identities, vm, &identity.machine)?;
             identity_store::write(paths, &identity)?;
             return Ok(None);
         }
-        for (other, its) in identity_store::others(&self.means.layout, &self.unpacked.name)? {
+        for (other, its) in identity_store::others(&self.identities.layout, &self.unpacked.name)? {
             let mut macs = identity.macs.values().filter(|mac| its.macs().any(|m| m == **mac));
             let what = match macs.next() {
                 _ if its.has_uuid(&identity.uuid) => "UUID".to_owned(),
@@ -259,11 +259,11 @@ mod tests {
 
     fn take(tar: &[u8], dir: &Path) -> Result<Imported, Error> {
         let uuid = || "7e0f3c52-4f2b-4b7e-9a34-0c5d0a1b2c3d".to_owned();
-        let means = IdentitySource { layout: layout(dir), host_id: "host".into(), uuid };
+        let identities = IdentitySource { layout: layout(dir), host_id: "host".into(), uuid };
         let (name, new_identity, length) = (None, false, None);
         let from = &mut { tar };
         let mut what = Import { from, called: "x".into(), length, name, new_identity };
-        import(&mut what, &means, &mut Quiet, &Cancel::default())
+        import(&mut what, &identities, &mut Quiet, &Cancel::default())
     }
 
     /// Whether an archive was imported completely or not at all.
@@ -293,7 +293,10 @@ mod tests {
 
         #[test]
         fn changed_archives_import_all_or_nothing(
-            changes in proptest::collection::vec((0_usize..7000, 0_usize..1200, any::<u8>(), 0..4), 1..4)
+            changes in proptest::collection::vec(
+                (0_usize..7000, 0_usize..1200, any::<u8>(), 0..4),
+                1..4
+            )
         ) {
             let mut tar = GOOD.clone();
             for (at, length, byte, how) in changes {

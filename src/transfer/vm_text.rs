@@ -50,9 +50,9 @@ const FLAT_NIC: [&str; 6] = ["mac", "ip", "gateway", "dns", "bridge", "forward"]
 fn keep_net(text: &mut String) {
     let keys = keys_of(text);
     let is = |path: &[&str]| keys.iter().find(|found| found.path == path);
-    let said = FLAT_NIC.iter().any(|key| is(&[key]).is_some()) || is(&["nic", "net"]).is_some();
+    let has_nic = FLAT_NIC.iter().any(|key| is(&[key]).is_some()) || is(&["nic", "net"]).is_some();
     match is(&["nic"]) {
-        Some(_) if said => {}
+        Some(_) if has_nic => {}
         Some(nic) if text[nic.value.clone()].starts_with('{') => {
             text.insert_str(nic.value.start + 1, " net = {},");
         }
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_two_cannot_have_becomes_a_comment() {
+    fn unique_keys_become_comments() {
         let text = "\
 # The web server.
 vcpu = 2   # enough
@@ -215,7 +215,7 @@ user = \"op\"
     }
 
     #[test]
-    fn nics_by_every_way_of_writing_them() {
+    fn nics_in_every_toml_form() {
         for (text, expected) in [
             (
                 "[nic.lan]\ntap = \"t\"\nbridge = \"b\"",
@@ -277,7 +277,7 @@ user = \"op\"
     }
 
     #[test]
-    fn a_value_is_replaced_and_nothing_else() {
+    fn only_the_value_is_replaced() {
         let text = "cloudInit = { userData = 'a.yaml' } # x\n";
         let path = ["cloudInit", "userData"];
         assert_eq!(value(text, &path).as_deref(), Some("a.yaml"));
@@ -289,18 +289,20 @@ user = \"op\"
     }
 
     proptest! {
-        /// A copy is TOML as the original was, has nothing to take out, and every other key as it
-        /// was.
+        /// A copy is TOML if the original is, has no unique key, and keeps every other key.
         #[test]
         fn copies_are_toml(lines in proptest::collection::vec(prop::sample::select(vec![
-            "vcpu = 2", "mac = \"52:54:00:00:00:01\"", "ip = \"10.0.0.1/8\" # x", "ready = \"tcp:22\"",
+            "vcpu = 2", "mac = \"52:54:00:00:00:01\"", "ip = \"10.0.0.1/8\" # x",
+            "ready = \"tcp:22\"",
             "[nic.a]", "[nic.b]", "tap = 'x'", "gateway = '''\n10.0.0.2'''", "dns = [ # \
                  y\n\"1.1.1.1\" ]",
-            "nic = { net = { mac = 'x', model = 'e1000e' } }", "[cloudInit]", "hostname = \"h\"", "", "# z",
+            "nic = { net = { mac = 'x', model = 'e1000e' } }", "[cloudInit]", "hostname = \"h\"",
+            "", "# z",
         ]), 0..12)) {
             let text = lines.join("\n");
             let name = "x".parse().unwrap();
-            let read = |text: &str| spec::read(&name, Path::new("/x.toml"), text, &mut |_| Ok(vec![]));
+            let file = Path::new("/x.toml");
+            let read = |text: &str| spec::read(&name, file, text, &mut |_| Ok(vec![]));
             let copied = copy(&text);
             prop_assert!(!keys_of(&copied.text).iter().any(is_unique));
             prop_assert_eq!(DeTable::parse(&text).is_ok(), DeTable::parse(&copied.text).is_ok());

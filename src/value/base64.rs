@@ -21,7 +21,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_vectors_of_rfc_4648() {
+    fn rfc_4648_vectors() {
         let vectors = ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"];
         for (length, text) in vectors.into_iter().enumerate() {
             assert_eq!(base64(text).unwrap(), &b"foobar"[..length]);
@@ -35,7 +35,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn bytes_come_back(bytes: Vec<u8>) {
+        fn bytes_round_trip(bytes: Vec<u8>) {
             assert_eq!(base64(&to_base64(&bytes)), Some(bytes));
         }
     }

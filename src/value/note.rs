@@ -42,7 +42,7 @@ codes! {
         Other "other" "The supervisor has no codes, or this version does not know the code.",
         SavedState "saved-state" "The state of the guest is saved.",
         SavedStateUnusable "saved-state-unusable" "The saved state could not be restored.",
-        ScreenNotServed "screen-not-served" "The screen is not served as the VM file says.",
+        ScreenNotServed "screen-not-served" "The screen is not served as configured.",
         SupervisorSilent "supervisor-silent"
             "The supervisor accepts connections but does not answer.",
         TapOffBridge "tap-off-bridge" "A tap is not on its bridge.",

@@ -1,8 +1,9 @@
-//! Killed at every step: before each system call that changes anything, the supervisor alone or with all that it has started.
+//! Kills the supervisor, or the supervisor and its child processes, before each system call that
+//! changes something outside the process.
 //!
-//! `make test` does this at some instants of some phases; `make test-faults` at all of them, or at as many as there is time for, and
-//! prints a table. `QVM_PHASE` is the one phase to walk, `QVM_POINT` the one call to be killed before, `QVM_SEED` what the times of
-//! the other kills are drawn from, `QVM_MINUTES` how long it may take.
+//! `make test` does this at some calls of some phases; `make test-faults` at all of them, or at as
+//! many as its time allows, and prints a table. `QVM_PHASE` selects one phase, `QVM_POINT` one
+//! call, `QVM_SEED` seeds the random times, `QVM_MINUTES` limits the time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
@@ -27,29 +28,30 @@ use phase::{PHASES, Phase, Run, When};
 use scene::Before;
 use trace::{Call, Cut};
 
-/// How many places at once: a point mostly waits, for QEMU to start and to end.
+/// The number of points tested in parallel: a point mostly waits for the start and the end of QEMU.
 const AT_ONCE: usize = 3;
-/// How long that may take, but for what is under way; with the phases' first runs, and on any machine, within `make test-faults`.
+/// The time limit without the points in progress: with the first run of each phase, it is within
+/// that of `make test-faults` on any machine.
 const MINUTES: u64 = 6;
-/// How often each phase is killed at a time that is drawn.
+/// The number of kills of each phase at a random time.
 const DRAWN: u32 = 4;
 
-/// A phase, ready to be walked.
+/// A phase, prepared for its points.
 struct Walk {
     phase: &'static Phase,
     before: Option<Before>,
-    /// What it does when nobody kills it.
+    /// The result of the run without a kill.
     whole: Run,
     points: Vec<(Cut, When)>,
 }
 
-/// What became of it.
+/// The results of the kills.
 struct Row {
     phase: &'static str,
-    /// How many calls there are to be killed before.
+    /// The number of calls of the phase.
     calls: usize,
     points: usize,
-    /// How many of them it was killed at.
+    /// The number of calls before which it was killed.
     killed: usize,
     failures: Vec<String>,
 }
@@ -60,7 +62,7 @@ fn why(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 impl Walk {
-    /// Runs the phase once, whole, to see what there is to be killed before.
+    /// Runs the phase once without a kill, to count its calls.
     fn begin(phase: &'static Phase, points: impl FnOnce(&Run) -> Vec<When>) -> Self {
         println!("{}", phase.name);
         let before = phase.prepare();
@@ -77,7 +79,7 @@ impl Walk {
         Row { phase, calls, points, killed: 0, failures }
     }
 
-    /// What is wrong after it was killed there.
+    /// Returns the problem after a kill at this point.
     fn killed(&self, (cut, when): (Cut, When)) -> Option<String> {
         let run = || self.phase.run(self.before.as_ref(), Some((cut, when)));
         let panic = catch_unwind(AssertUnwindSafe(run)).err()?;
@@ -89,12 +91,12 @@ impl Walk {
     }
 }
 
-/// Walks all of them, several at once, all evenly, until all is done or it is time.
+/// Tests all points of all phases evenly and in parallel, until all are done or the time is up.
 fn walk(walks: &[Walk], at_once: usize, until: Instant) -> Vec<Row> {
     let rows = Mutex::new(walks.iter().map(Walk::row).collect::<Vec<_>>());
     let mut points: Vec<(f64, usize, usize)> = vec![];
     for (walk, of) in walks.iter().enumerate() {
-        // Multiples of the golden ratio: the first so many are spread evenly, however many they are.
+        // Multiples of the golden ratio: any number of first points is spread evenly.
         let mut order: Vec<usize> = (0..of.points.len()).collect();
         order.sort_by(|a, b| {
             let place = |at: &usize| (*at as f64 * 0.618_033_988_75).fract();
@@ -122,7 +124,7 @@ fn walk(walks: &[Walk], at_once: usize, until: Instant) -> Vec<Row> {
     rows.into_inner().unwrap()
 }
 
-/// Every call but those amid a row of the same ones on the same file, as when much is written.
+/// All calls except the middle ones of a sequence of equal calls on the same file, such as writes.
 fn all(calls: &[Call]) -> Vec<When> {
     let amid = |at: usize| {
         at > 0 && at + 1 < calls.len() && calls[at - 1] == calls[at] && calls[at] == calls[at + 1]
@@ -148,7 +150,7 @@ fn tell(rows: &[Row]) {
     assert!(rows.iter().all(|row| row.killed > 0), "a phase was not walked at all");
 }
 
-/// Numbers that look random, from a seed (xorshift64).
+/// Pseudorandom numbers from a seed (xorshift64).
 fn drawn(mut seed: u64) -> impl FnMut() -> u64 {
     move || {
         seed ^= seed << 13;
@@ -168,7 +170,7 @@ fn possible(phase: &Phase) -> bool {
 
 #[test]
 #[ignore = "make test-faults"]
-fn nothing_is_lost_wherever_it_is_killed() {
+fn kill_at_every_call_loses_nothing() {
     let only = std::env::var("QVM_PHASE").ok();
     let wanted = PHASES.iter().filter(|phase| only.as_ref().is_none_or(|only| phase.name == only));
     let seed: u64 = number("QVM_SEED").unwrap_or_else(|| {
@@ -196,8 +198,8 @@ fn nothing_is_lost_wherever_it_is_killed() {
 }
 
 #[test]
-fn nothing_is_lost_at_some_instants() {
-    // The first start makes all that there is; the others are those with the narrowest ways.
+fn kill_at_some_calls_loses_nothing() {
+    // The first start creates everything; the other phases have the most critical sequences.
     let some = [("first start", 4), ("start", 2), ("suspend", 2), ("rm --disks", 2)];
     let begin = |(name, count): (&str, usize)| {
         let phase = PHASES.iter().find(|phase| phase.name == name).unwrap();
@@ -213,7 +215,7 @@ fn nothing_is_lost_at_some_instants() {
         let walks = some.map(|one| scope.spawn(move || begin(one)));
         walks.into_iter().filter_map(|walk| walk.join().unwrap()).collect()
     });
-    // All of them, however long that takes.
+    // All phases, without a time limit.
     let rows = walk(&walks, some.len(), Instant::now() + Duration::from_secs(3600));
     if !walks.is_empty() {
         tell(&rows);
@@ -221,10 +223,10 @@ fn nothing_is_lost_at_some_instants() {
 }
 
 #[test]
-fn a_helper_ends_with_the_supervisor_that_waits_for_it() {
+fn helper_ends_with_its_supervisor() {
     let Some(image) = lab::guest(scene::GUEST) else { return };
     let mut lab = lab::Lab::new();
-    // A qemu-img that never comes to its end, beside QEMU as qvm looks for it.
+    // A qemu-img that never exits, beside QEMU, where qvm looks for it.
     let path = std::env::var_os("PATH").unwrap();
     let real = std::env::split_paths(&path).map(|dir| dir.join("qemu-system-x86_64"));
     let (qemu, helper) = (lab.path().join("qemu-system-x86_64"), lab.path().join("qemu-img"));

@@ -1,15 +1,17 @@
-//! What a power cut may not turn around: a file that matters is synced before it gets its name, and the name after that.
+//! The order of writes that a power failure must not change: a file is synced before its rename,
+//! and the rename afterward.
 
 use std::path::Path;
 
 use super::trace::Call;
 
-/// Whatever else may be lost, these files are whole, or the ones before: what begins or ends so.
+/// By prefix or suffix: these files must be complete or unchanged after a power failure.
 const LASTING: [&str; 6] =
     ["identity.toml", ".origin.json", ".qcow2", ".raw", "saved.state", "efivars.fd"];
-/// The image cache's note on an image, by what it begins with.
+/// The beginning of the image cache's origin file.
 const NOTES: [&str; 3] = ["sha256-", "sha512-", "unverified-"];
-/// These may be lost by a power cut: they are of this boot, are made anew, or say only what has been.
+/// These files may be lost at a power failure: they belong to the boot, are created again, or only
+/// record the past.
 const PASSING: [&str; 8] = [
     "record.json",
     "booted.toml",
@@ -21,14 +23,14 @@ const PASSING: [&str; 8] = [
     "console.log.times",
 ];
 
-/// The directory of what starts have reserved of the host's memory: of this boot as well.
+/// The directory of memory reservations, which belong to the boot too.
 const RESERVED: &str = "/.memory/";
 
 fn name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-/// What is wrong with the order of these calls, if anything is.
+/// Returns the problems of the order of these calls.
 pub(crate) fn wrong(calls: &[Call]) -> Vec<String> {
     let mut wrong = Vec::new();
     for (at, call) in calls.iter().enumerate() {
@@ -36,13 +38,13 @@ pub(crate) fn wrong(calls: &[Call]) -> Vec<String> {
             continue;
         }
         let [from, to] = &call.files[..] else { continue };
-        // A directory that goes away as a whole has no content that counts.
+        // The content of a directory that is removed as a whole does not matter.
         let goes = name(to).starts_with(".qvm-");
         let lasts = LASTING.iter().any(|end| to.ends_with(end))
             || NOTES.iter().any(|begin| name(to).starts_with(begin));
         if !lasts && !goes {
             if !PASSING.contains(&name(to)) && !to.contains(RESERVED) {
-                wrong.push(format!("{call}: neither said to last nor to pass"));
+                wrong.push(format!("{call}: neither a durable nor a temporary file"));
             }
             continue;
         }
@@ -53,7 +55,7 @@ pub(crate) fn wrong(calls: &[Call]) -> Vec<String> {
         let written = calls[..at].iter().rposition(touches);
         let synced =
             calls[..at].iter().rposition(|c| c.name == "fsync" && c.files == [from.clone()]);
-        // The mode may be set in between: it is the content that has to be there.
+        // The mode may be set in between: only the content must be synced.
         let written = written.filter(|at| !calls[*at].name.contains("chmod"));
         if !goes && (synced.is_none() || synced < written) {
             wrong.push(format!("{call}: not synced before"));
@@ -68,7 +70,7 @@ pub(crate) fn wrong(calls: &[Call]) -> Vec<String> {
 }
 
 #[test]
-fn the_order_is_what_is_looked_at() {
+fn wrong_write_order_is_detected() {
     let call =
         |name, files: &[&str]| Call { name, files: files.iter().map(|f| (*f).into()).collect() };
     let (from, to) = ("/s/.qvm-identity.toml", "/s/identity.toml");

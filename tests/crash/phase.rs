@@ -1,4 +1,4 @@
-//! What qvm does, as far as it is cut short: what is there before, what is done, and what must be true behind it.
+//! The phases that are interrupted: the state before each, the operation, and the checks after it.
 
 use std::{
     fs,
@@ -20,83 +20,83 @@ use super::{
     trace::{Call, Cut, Traced},
 };
 
-/// Kills it, if it is still there.
+/// Kills the process if it is still running.
 fn end(pid: i32) {
     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
 }
 
-/// One of the things that qvm does.
+/// An operation of qvm.
 pub(crate) struct Phase {
     pub(crate) name: &'static str,
     /// Writes the VM file.
     file: fn(&Lab),
-    /// What was done to the VM before: nothing, or the last command of a run.
+    /// The preparation: none, or the last command of a run.
     before: Option<&'static [&'static str]>,
-    /// A supervisor was killed before, and its QEMU runs.
+    /// A supervisor was killed before, and its QEMU is running.
     left_behind: bool,
-    /// The record of that QEMU was truncated.
+    /// The run record of that QEMU was truncated.
     truncated: bool,
     bridged: bool,
-    /// What is traced.
+    /// The traced command.
     command: &'static [&'static str],
-    /// Its calls count only when `act` says so.
+    /// The calls count only after `act` starts counting.
     later: bool,
-    /// Does it, until it is over or the program was killed.
+    /// Performs the operation until its end or until the program is killed.
     act: fn(&Scene, &Traced),
-    /// What must be true behind it.
+    /// Checks the state afterward.
     after: fn(&Scene, &Cutting),
 }
 
-/// How and where it was cut short.
+/// The kind and position of the interruption.
 pub(crate) struct Cutting {
     pub(crate) cut: Cut,
-    /// What ran when the program was gone.
+    /// The processes at the end of the program.
     qemus: Vec<i32>,
-    /// A saved state was there then.
+    /// Whether a saved state existed then.
     saved: bool,
-    /// The guest had been seen to count.
+    /// Whether the guest was seen to count before.
     ran: bool,
 }
 
-/// When it is cut short.
+/// The time of the interruption.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum When {
-    /// Before its so-manieth call.
+    /// Before this call.
     Before(usize),
-    /// So long after its beginning.
+    /// This time after its beginning.
     After(Duration),
 }
 
-/// What one run of a phase came to.
+/// The result of one run of a phase.
 pub(crate) struct Run {
-    /// Its calls.
+    /// The calls.
     pub(crate) calls: Vec<Call>,
-    /// How many calls there were until it was over.
+    /// The number of calls until the end of the operation.
     pub(crate) counted: usize,
-    /// How long it took until then.
+    /// The duration until then.
     pub(crate) took: Duration,
 }
 
 impl Run {
-    /// The calls until it was over.
+    /// Returns the calls until the end of the operation.
     pub(crate) fn counted(&self) -> &[Call] {
         &self.calls[..self.counted]
     }
 }
 
 impl Phase {
-    /// Whether what it needs is there.
+    /// Whether the requirements of the phase are met.
     pub(crate) fn is_possible(&self) -> bool {
         !self.bridged || Network::new().is_some()
     }
 
-    /// What is there before it, if anything has to be.
+    /// Prepares the state before the phase.
     pub(crate) fn prepare(&self) -> Option<Before> {
-        // What a change of the VM file is for comes later.
+        // A change of the VM file takes effect later.
         self.before.map(|end| Scene::kept(&|lab| plain(lab, ""), end))
     }
 
-    /// Runs it, cut short there, and looks at what is left.
+    /// Runs the phase with this interruption, and checks the result.
     pub(crate) fn run(&self, before: Option<&Before>, cut: Option<(Cut, When)>) -> Run {
         let file = |lab: &Lab| (self.file)(lab);
         let mut scene = match before {
@@ -144,7 +144,7 @@ impl Phase {
                 qemus.is_empty()
             });
         }
-        // Clients notice by themselves, and helpers come to their end.
+        // Clients and helper processes exit without a signal.
         until("only QEMU is left", || scene.has_only_qemu());
         let cut = cut.map_or(Cut::Program, |(cut, _)| cut);
         let qemus = scene.qemus();
@@ -156,12 +156,12 @@ impl Phase {
     }
 }
 
-/// Waits for what ends a phase, or for the end of the program.
+/// Waits for the end of the phase or of the program.
 fn over(traced: &Traced, what: &str, mut so: impl FnMut() -> bool) {
     until(what, || so() || traced.has_ended());
 }
 
-/// The guest's image, packed, so that it goes through the cache.
+/// The compressed image of the guest, so that it passes through the cache.
 fn packed(lab: &Lab) -> PathBuf {
     let path = lab.path().join("image.qcow2.gz");
     let mut gz = flate2::write::GzEncoder::new(
@@ -174,7 +174,7 @@ fn packed(lab: &Lab) -> PathBuf {
 }
 
 fn write(lab: &Lab, more: &str, image: &Path) {
-    // A file in place of the last one, as an editor writes it.
+    // Replaces a file like an editor.
     let _ = fs::remove_file(lab.file("web"));
     lab.vm("web", image, more);
 }
@@ -197,7 +197,7 @@ fn comes_up(scene: &Scene, traced: &Traced) {
     over(traced, "the guest counts", || scene.counts());
 }
 
-/// It is up; from here on it counts.
+/// The guest is running; calls count from here.
 fn up(scene: &Scene, traced: &Traced) {
     comes_up(scene, traced);
     over(traced, "it is running", || scene.lab.status("web")["state"] == "running");
@@ -208,20 +208,20 @@ fn ask(scene: &Scene, verb: &str) {
     scene.lab.qvm(&[verb, "web"]);
 }
 
-/// It comes up, by the QEMU that was left if there was one, and can be stopped.
+/// The VM starts, with the remaining QEMU if there is one, and can be stopped.
 fn works(scene: &Scene, cutting: &Cutting) {
     scene.starts();
     if let [qemu] = cutting.qemus[..] {
         assert_eq!(scene.lab.qemu_pid("web"), qemu, "the guest is another");
     } else if cutting.cut == Cut::Program {
-        // What was never executed has not ended.
+        // A QEMU that was never executed has no recorded end.
         let last = &scene.lab.status("web")["lastStop"]["reason"];
         assert!(last.is_null() || last == "stopped", "{last}");
     }
     scene.stops();
 }
 
-/// As above, and a guest that ran and was not killed was never begun anew.
+/// As above, and a running guest that was not killed was not started again.
 fn goes_on(scene: &Scene, cutting: &Cutting) {
     scene.starts();
     if cutting.cut == Cut::Program && cutting.ran {
@@ -231,7 +231,7 @@ fn goes_on(scene: &Scene, cutting: &Cutting) {
     scene.stops();
 }
 
-/// A start of a VM that has run before, to be compared with.
+/// A start of a VM that has run before, for comparison.
 const PLAIN: Phase = Phase {
     name: "start",
     file: |lab| plain(lab, ""),
@@ -277,8 +277,8 @@ pub(crate) const PHASES: &[Phase] = &[
         name: "start from a saved state",
         before: Some(&["suspend", "web"]),
         act: |scene, traced| {
-            over(traced, "it goes on", || {
-                scene.lab.log("web").contains("goes on from the saved state")
+            over(traced, "the guest continues", || {
+                scene.lab.log("web").contains("continues from the saved state")
             });
         },
         after: |scene, cutting| {
@@ -306,7 +306,7 @@ pub(crate) const PHASES: &[Phase] = &[
         after: |scene, cutting| {
             let lab = &scene.lab;
             if let [qemu] = cutting.qemus[..] {
-                // Nothing of it was touched, wherever the start was cut short.
+                // Nothing was changed, regardless of the point.
                 for socket in ["qmp.sock", "agent.sock", "serial.sock"] {
                     assert!(lab.runtime("web", socket).exists(), "{socket} is gone");
                 }
@@ -440,7 +440,7 @@ pub(crate) const PHASES: &[Phase] = &[
         name: "gc --disks",
         file: |lab| {
             plain(lab, "");
-            // What is left of a VM without a VM file, beside one that has one.
+            // An orphan, beside a VM with a VM file.
             fs::rename(lab.file("web"), lab.file("other")).unwrap();
         },
         command: &["gc", "--disks", "--yes"],
@@ -453,9 +453,9 @@ pub(crate) const PHASES: &[Phase] = &[
     },
 ];
 
-/// It may be going down, or be down already.
+/// The guest may be shutting down or be down already.
 fn comes_up_again(scene: &Scene, _: &Cutting) {
-    // The guest may be on its way down: then the next supervisor sees it go.
+    // If the guest is shutting down, the next supervisor observes its exit.
     if !scene.lab.qvm(&["start", "web"]).status.success() {
         until("it is down", || scene.qemus().is_empty());
         scene.lab.ok(&["start", "web"]);
@@ -471,7 +471,7 @@ fn comes_up_again(scene: &Scene, _: &Cutting) {
     scene.stops();
 }
 
-/// What a VM has is all there, or all gone.
+/// All files of a VM exist, or none.
 fn all_or_nothing(scene: &Scene, _: &Cutting) {
     let mut there: Vec<String> = fs::read_dir(scene.lab.state("web", ""))
         .into_iter()

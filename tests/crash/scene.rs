@@ -1,4 +1,5 @@
-//! What a VM is to be like after its supervisor was killed at some instant: startable, whole, and nothing beside it.
+//! The required state of a VM after a kill of its supervisor: it can be started, is complete, and
+//! has no leftovers.
 
 use std::{
     collections::BTreeSet,
@@ -10,16 +11,17 @@ use std::{
 
 use super::lab::{Lab, guest, runs, until};
 
-/// Where the test writes into a disk, and what: a second copy of the image over the disk would take it away.
+/// The offset and content of a mark in a disk: a second copy of the image over the disk would
+/// remove it.
 const MARK: [&str; 2] = ["-c", "write -q -P 0xa5 640k 64k"];
 
-/// The guest: it counts on its console, so that it is seen to run.
+/// The guest counts on its console, which shows that it runs.
 pub(crate) const GUEST: &str = "boot-count.qcow2";
 
-/// What a VM has on the disk before a phase begins.
+/// The state of the VM before a phase.
 pub(crate) struct Before {
     state: tempfile::TempDir,
-    /// The root disk as it was, with the mark.
+    /// The root disk with the mark.
     pub(crate) disk: PathBuf,
 }
 
@@ -28,26 +30,26 @@ fn copy(from: &Path, to: &Path) {
     assert!(done.success(), "cp -a {} {}", from.display(), to.display());
 }
 
-/// A test's place and one VM in it, `web`.
+/// A lab with the VM `web`.
 pub(crate) struct Scene {
     pub(crate) lab: Lab,
-    /// What the root disk has to be equal to.
+    /// The expected content of the root disk.
     pub(crate) same_as: PathBuf,
-    /// identity.toml, where there was one.
+    /// The expected identity.toml, if there was one.
     identity: Option<Vec<u8>>,
-    /// How long its console's log was.
+    /// The length of the console log.
     said: usize,
 }
 
 impl Scene {
-    /// An empty place.
+    /// Creates an empty lab.
     pub(crate) fn new(file: &dyn Fn(&Lab)) -> Self {
         let lab = Lab::new();
         file(&lab);
         Self { lab, same_as: guest(GUEST).unwrap(), identity: None, said: 0 }
     }
 
-    /// A place where the VM has been, as `before` has kept it.
+    /// Creates a lab with the state of `before`.
     pub(crate) fn after(before: &Before, file: &dyn Fn(&Lab)) -> Self {
         let mut scene = Self::new(file);
         copy(&before.state.path().join("s"), &scene.lab.path().join("s"));
@@ -57,7 +59,7 @@ impl Scene {
         scene
     }
 
-    /// The VM has run, has a marked disk, and is down; `more` is done while it runs.
+    /// Runs the VM, marks its disk, and shuts it down; `more` is done while it runs.
     pub(crate) fn kept(file: &dyn Fn(&Lab), end: &[&str]) -> Before {
         let lab = Lab::new();
         file(&lab);
@@ -81,13 +83,13 @@ impl Scene {
         Before { state, disk }
     }
 
-    /// identity.toml as it is now is what the VM has to have from now on.
+    /// Expects the present identity.toml from now on.
     pub(crate) fn remember(&mut self) {
         self.identity =
             fs::read(self.lab.state("web", "identity.toml")).ok().or(self.identity.take());
     }
 
-    /// What the guest has said here.
+    /// Returns the console output of the guest.
     fn console(&self) -> String {
         self.lab.console("web").get(self.said..).unwrap_or_default().to_owned()
     }
@@ -97,18 +99,18 @@ impl Scene {
         self.console().contains("COUNT ")
     }
 
-    /// How often the guest has booted here.
+    /// The number of boots of the guest.
     pub(crate) fn boots(&self) -> usize {
         self.console().matches("BOOT-GUEST-READY").count()
     }
 
-    /// The processes that belong to this place, but zombies.
+    /// The processes of this lab, without zombies.
     pub(crate) fn processes(&self) -> Vec<(i32, String)> {
         let place = self.lab.path().to_string_lossy().into_owned();
         let all = fs::read_dir("/proc").unwrap().flatten();
         let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
         let ours = pids.filter(|pid| {
-            // A thread of this process may have forked, and not yet executed anything.
+            // A thread of this process may have forked without having executed a program.
             let says = |file: &str| {
                 let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
                 String::from_utf8_lossy(&bytes).contains(&place)
@@ -119,7 +121,7 @@ impl Scene {
         ours.map(|pid| (pid, name(pid).trim().to_owned())).collect()
     }
 
-    /// Whether nothing runs but QEMU, and none that is only asked for its version.
+    /// Whether only QEMU is running, except one that prints its version.
     pub(crate) fn has_only_qemu(&self) -> bool {
         self.processes().iter().all(|(pid, name)| {
             let asked = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -135,13 +137,13 @@ impl Scene {
             .collect()
     }
 
-    /// A plain start brings it up, and one QEMU is there.
+    /// Checks that a start succeeds with exactly one QEMU.
     pub(crate) fn starts(&self) {
         self.lab.ok(&["start", "web"]);
         self.runs();
     }
 
-    /// It runs, and is what it says it is.
+    /// Checks that the VM runs, and that its status is correct.
     pub(crate) fn runs(&self) {
         let said = self.console().matches("COUNT ").count();
         let begun = std::time::Instant::now();
@@ -214,7 +216,7 @@ impl Scene {
         self.state_is_whole();
     }
 
-    /// What is kept is what is to be kept, and no temporary file.
+    /// Checks that the state directory has only permanent files.
     fn state_is_whole(&self) {
         let may = [
             "seed.iso",
@@ -257,7 +259,7 @@ impl Scene {
         }
     }
 
-    /// Nothing was kept: it gets a disk and an identity of its own.
+    /// Without a state, the VM gets a new disk and identity.
     pub(crate) fn starts_anew(&self) {
         let scene = &self.lab;
         scene.ok(&["start", "web"]);
@@ -273,14 +275,14 @@ impl Scene {
         info["virtual-size"].as_u64().unwrap()
     }
 
-    /// It can be stopped, its disk is whole and what it was, and nothing of it is left.
+    /// Checks that the VM can be stopped, its disk is unchanged, and nothing remains.
     pub(crate) fn stops(&self) {
         self.lab.ok(&["stop", "web"]);
         assert_eq!(self.lab.last_reason("web"), "stopped");
         self.is_down();
     }
 
-    /// Nothing runs, and the disk is whole and what it was.
+    /// Checks that nothing runs, and that the disk is unchanged.
     pub(crate) fn is_down(&self) {
         until("no process is left", || self.processes().is_empty());
         self.only(&self.lab.runtime("web", ""), &["qemu.lock"], &["lock"]);
@@ -289,7 +291,7 @@ impl Scene {
         self.disk_is(&self.same_as);
     }
 
-    /// Its disk is whole, and has this content.
+    /// Checks that the disk is intact and has this content.
     fn disk_is(&self, same_as: &Path) {
         let disk = self.lab.state("web", "root.qcow2");
         let qemu_img = |arguments: &[&str], paths: &[&Path]| {
@@ -307,7 +309,7 @@ impl Scene {
 }
 
 impl Drop for Scene {
-    /// Also what has no record, and would be left by the lab.
+    /// Also ends a QEMU without a run record, which the lab would not find.
     fn drop(&mut self) {
         for (pid, _) in self.processes() {
             let _ = nix::sys::signal::kill(

@@ -1,7 +1,8 @@
-//! A program under ptrace(2), killed before its Nth system call that changes anything outside it.
+//! A program under ptrace(2), killed before its Nth system call that changes something outside the
+//! process.
 //!
-//! Unlike strace's `inject`, which counts for each thread and each call on its own, all threads and calls are counted as one:
-//! every instant between two changes is one number.
+//! Unlike strace's `inject`, which counts per thread and per call, all threads and calls are
+//! counted together: every instant between two changes has one number.
 
 use std::{
     fmt, fs,
@@ -31,12 +32,12 @@ use nix::{
 };
 use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 
-/// What is killed.
+/// The processes to kill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cut {
-    /// The program alone; what it has started lives on.
+    /// Only the program; its child processes continue.
     Program,
-    /// The program and whatever it has started: a power cut, but for the page cache.
+    /// The program and its child processes: a power failure, except for the page cache.
     Everything,
 }
 
@@ -44,7 +45,7 @@ pub(crate) enum Cut {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Call {
     pub(crate) name: &'static str,
-    /// The files it names, or those behind its descriptors.
+    /// The files of its paths or descriptors.
     pub(crate) files: Vec<String>,
 }
 
@@ -54,18 +55,19 @@ impl fmt::Display for Call {
     }
 }
 
-/// What a call's arguments are, as far as they say what it changes.
+/// The kind of the arguments of a call.
 #[derive(Clone, Copy)]
 enum Names {
-    /// A path, at this argument.
+    /// A path at this argument.
     Path(usize),
     /// Two paths.
     Paths(usize, usize),
-    /// A path, if the flags at the other argument make or empty a file.
+    /// A path, if the flags at the other argument create or truncate a file.
     Made(usize, usize),
-    /// A descriptor that is neither standard output nor error, nor of the program's own wake-ups.
+    /// A descriptor other than standard output, standard error and the program's own event
+    /// descriptors.
     Fd(usize),
-    /// The same, if the request is one of these.
+    /// A descriptor, if the request is one of these.
     Request(usize, &'static [u64]),
     Nothing,
 }
@@ -73,7 +75,7 @@ enum Names {
 /// `FICLONE` and `TUNSETIFF` (linux/fs.h, linux/if_tun.h).
 const REQUESTS: &[u64] = &[0x4004_9409, 0x4004_54ca];
 
-/// The calls that change something, and a name for each.
+/// The calls that change something, with their names.
 fn known(number: i64) -> Option<(&'static str, Names)> {
     use Names::{Fd, Made, Nothing, Path, Paths, Request};
     #[cfg(target_arch = "x86_64")]
@@ -131,12 +133,12 @@ fn known(number: i64) -> Option<(&'static str, Names)> {
     })
 }
 
-/// The text at an address of another process.
+/// Reads a string at an address of another process.
 fn text(pid: Pid, address: u64) -> Option<String> {
     let memory = fs::File::open(format!("/proc/{pid}/mem")).ok()?;
     let (mut bytes, mut at) = (Vec::new(), address);
     while bytes.len() < 4096 {
-        // To the end of the page: the next one may not be there.
+        // Up to the end of the page: the next one may not be mapped.
         let mut piece = vec![0; (64 - at % 64) as usize];
         memory.read_exact_at(&mut piece, at).ok()?;
         if let Some(end) = piece.iter().position(|byte| *byte == 0) {
@@ -154,14 +156,15 @@ fn behind(pid: Pid, fd: u64) -> String {
     link.map_or_else(|_| format!("fd {fd}"), |path| path.to_string_lossy().into_owned())
 }
 
-/// The call that this thread is about to make, if it changes anything.
+/// Returns the call that this thread is about to make, if it changes something.
 #[allow(unsafe_code)]
 fn about_to(pid: Pid) -> Option<Call> {
     let info = ptrace::syscall_info(pid).ok()?;
     if info.op != libc::PTRACE_SYSCALL_INFO_ENTRY {
         return None;
     }
-    // SAFETY: the kernel fills this member of the union at an entry, and it has just said that it is one.
+    // SAFETY: the kernel fills this member of the union at a system call entry, and `op` shows that
+    // this is one.
     let (number, arguments) = unsafe { (info.u.entry.nr, info.u.entry.args) };
     let (name, names) = known(i64::try_from(number).ok()?)?;
     let path = |at: usize| text(pid, arguments[at]).unwrap_or_default();
@@ -192,16 +195,16 @@ fn about_to(pid: Pid) -> Option<Call> {
     Some(Call { name, files })
 }
 
-/// What became of the program.
+/// The result of the program.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    /// All calls that were counted.
+    /// All counted calls.
     pub(crate) calls: Vec<Call>,
-    /// Its exit code; `None` after a signal.
+    /// The exit code; `None` after a signal.
     pub(crate) code: Option<i32>,
 }
 
-/// A program that is traced.
+/// A traced program.
 pub(crate) struct Traced {
     pub(crate) pid: i32,
     counts: Arc<AtomicBool>,
@@ -210,8 +213,8 @@ pub(crate) struct Traced {
 }
 
 impl Traced {
-    /// Begins it. Its calls are counted from the first one on, or from [`Traced::count`] on where `later`.
-    /// `others` belong to it, though it has not started them.
+    /// Starts the program. Its calls are counted from the beginning, or after [`Traced::count`] if
+    /// `later`. `others` are killed with it, although it has not started them.
     pub(crate) fn begin(
         command: Command,
         cut: Option<(Cut, usize)>,
@@ -222,7 +225,7 @@ impl Traced {
         let (counts, counted) = (Arc::new(AtomicBool::new(!later)), Arc::new(AtomicUsize::new(0)));
         let (tell, told) = mpsc::channel();
         let (counts_there, counted_there) = (counts.clone(), counted.clone());
-        // Who traces is one thread, and waits for its own children only.
+        // The tracer is one thread, and waits only for its own children.
         let thread = thread::spawn(move || {
             let root = begun(command);
             tell.send(root.as_raw()).unwrap();
@@ -231,12 +234,12 @@ impl Traced {
         Self { pid: told.recv().unwrap(), counts, counted, thread: Some(thread) }
     }
 
-    /// From now on its calls are counted.
+    /// Starts counting.
     pub(crate) fn count(&self) {
         self.counts.store(true, Ordering::SeqCst);
     }
 
-    /// How many were.
+    /// The number of calls so far.
     pub(crate) fn counted(&self) -> usize {
         self.counted.load(Ordering::SeqCst)
     }
@@ -245,7 +248,7 @@ impl Traced {
         self.thread.as_ref().is_none_or(thread::JoinHandle::is_finished)
     }
 
-    /// Kills it when this time has passed.
+    /// Kills the program after this time.
     pub(crate) fn end_after(&self, time: Duration) {
         let Some(process) = held(Pid::from_raw(self.pid)) else { return };
         thread::spawn(move || {
@@ -254,7 +257,7 @@ impl Traced {
         });
     }
 
-    /// Waits until it has ended.
+    /// Waits for its end.
     pub(crate) fn ended(mut self) -> Ended {
         self.thread.take().unwrap().join().unwrap()
     }
@@ -271,11 +274,11 @@ impl Drop for Traced {
     }
 }
 
-/// Starts it; it stands still behind its execve(2).
+/// Starts the program; it stops after its execve(2).
 #[allow(unsafe_code)]
-#[allow(clippy::zombie_processes)] // Who traces it waits for it, as for all that it traces.
+#[allow(clippy::zombie_processes)] // The tracer waits for it, like for all tracees.
 fn begun(mut command: Command) -> Pid {
-    // SAFETY: between fork and exec: one bare system call.
+    // SAFETY: one bare system call between fork and exec.
     unsafe { command.pre_exec(|| Ok(ptrace::traceme()?)) };
     let child = command.spawn().unwrap();
     let root = Pid::from_raw(child.id().cast_signed());
@@ -290,7 +293,7 @@ fn begun(mut command: Command) -> Pid {
     root
 }
 
-/// A process by a descriptor, so that it is no other that is killed later.
+/// Opens a process by a pidfd, so that a later kill hits no other process.
 fn held(pid: Pid) -> Option<OwnedFd> {
     pidfd_open(rustix::process::Pid::from_raw(pid.as_raw())?, PidfdFlags::empty()).ok()
 }
@@ -304,7 +307,7 @@ struct Tracer {
     cut: Option<(Cut, usize)>,
     counts: Arc<AtomicBool>,
     counted: Arc<AtomicUsize>,
-    /// The processes that it has started.
+    /// The child processes of the program.
     started: Vec<OwnedFd>,
 }
 
@@ -314,7 +317,7 @@ impl Tracer {
         let mut cut = false;
         let any = Pid::from_raw(-1);
         let own = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
-        // Until the last of its threads, and of what was not yet let go, is gone.
+        // Waits for the end of its last thread, and of all tracees that were not detached.
         while let Ok(status) = waitpid(any, Some(own)) {
             let Some(pid) = status.pid() else { continue };
             match status {
@@ -336,7 +339,8 @@ impl Tracer {
                     let _ = ptrace::syscall(pid, None);
                 }
                 WaitStatus::Stopped(_, Signal::SIGSTOP) if self.is_another(pid) => {
-                    // What it starts is not traced: it would be slow, and has its own life.
+                    // Child processes are not traced: tracing is slow, and they outlive the
+                    // program.
                     let started = held(pid);
                     if cut && self.cut.is_some_and(|(cut, _)| cut == Cut::Everything) {
                         started.iter().for_each(killed);
@@ -344,7 +348,7 @@ impl Tracer {
                     self.started.extend(started);
                     let _ = ptrace::detach(pid, None);
                 }
-                // A new thread; and what is no signal at all.
+                // A new thread, and stops that are not signals.
                 WaitStatus::Stopped(_, Signal::SIGSTOP | Signal::SIGTRAP)
                 | WaitStatus::PtraceEvent(..) => drop(ptrace::syscall(pid, None)),
                 WaitStatus::Stopped(_, signal) => drop(ptrace::syscall(pid, signal)),
@@ -361,7 +365,7 @@ impl Tracer {
         }
     }
 
-    /// Whether this is a process of its own, and no thread of the program.
+    /// Whether this is a process, not a thread of the program.
     fn is_another(&self, pid: Pid) -> bool {
         let mut status = String::new();
         let read = fs::File::open(format!("/proc/{pid}/status"))

@@ -1,4 +1,5 @@
-//! What somebody who has broken out of a guest tries: each attempt is named, and either succeeds or tells the kernel's error.
+//! The attempts of an attacker who has escaped from a guest into QEMU: each has a name, and either
+//! succeeds or reports the kernel's error.
 
 use std::{
     ffi::CString,
@@ -19,41 +20,41 @@ use std::{
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
-/// Where the targets are told.
+/// The variable with the targets.
 pub(crate) const TARGETS: &str = "QVM_ESCAPE_TARGETS";
-/// What a program prints that has become root by its set-user-ID bit.
+/// The output of the set-user-ID program if it runs as root.
 pub(crate) const WHO: &str = "--who-am-i";
 
-/// What there is to be reached.
+/// The targets.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Targets {
-    /// A neighbour's disk.
+    /// The disk of a neighbor.
     pub(crate) disk: PathBuf,
-    /// The VM's own directory of state.
+    /// The VM's own state directory.
     pub(crate) state: PathBuf,
     /// Its VM file.
     pub(crate) vm_file: PathBuf,
-    /// A neighbour's QEMU.
+    /// The QEMU of a neighbor.
     pub(crate) neighbour: i32,
-    /// The neighbour's supervisor.
+    /// The supervisor of the neighbor.
     pub(crate) supervisor: i32,
-    /// The neighbour's control socket, and its QEMU's monitor.
+    /// The control socket of the neighbor, and the monitor of its QEMU.
     pub(crate) control: PathBuf,
     pub(crate) monitor: PathBuf,
-    /// Somebody who listens by an abstract name, by TCP and by UDP.
+    /// Listeners at an abstract socket name, at TCP and at UDP.
     pub(crate) abstract_name: String,
     pub(crate) port: u16,
-    /// A program with the set-user-ID bit, of root's.
+    /// A set-user-ID program of root.
     pub(crate) suid: PathBuf,
-    /// A directory that everybody may write to.
+    /// A directory that is writable for all users.
     pub(crate) open_dir: PathBuf,
-    /// Whether taps can be made here, and what is to be written into this one.
+    /// Whether taps can be created here, and the data to write into one.
     pub(crate) report: Option<i32>,
 }
 
 type Attempt = (&'static str, fn(&Targets) -> io::Result<()>);
 
-/// All of them.
+/// All attempts.
 pub(crate) const ALL: [Attempt; 34] = [
     ("read a neighbour's disk", |t| File::open(&t.disk).map(drop)),
     ("write a neighbour's disk", |t| File::options().write(true).open(&t.disk).map(drop)),
@@ -86,7 +87,7 @@ pub(crate) const ALL: [Attempt; 34] = [
     ("connect by TCP", |t| TcpStream::connect(("127.0.0.1", t.port)).map(drop)),
     ("listen by TCP", |_| {
         std::net::TcpListener::bind("0.0.0.0:0").and_then(|on| {
-            // In a network with nothing in it there is nobody to listen to.
+            // A network namespace without interfaces has no listeners.
             TcpStream::connect(("127.0.0.1", on.local_addr()?.port())).map(drop)
         })
     }),
@@ -116,7 +117,8 @@ pub(crate) const ALL: [Attempt; 34] = [
     ("change a tap", |_| change_a_tap()),
     ("keep a key", |_| {
         let (kind, name, key) = (c"user".as_ptr(), c"escape".as_ptr(), c"key".as_ptr());
-        // SAFETY: the texts end with a NUL, and the key is as long as is said. It goes with this process (keyrings(7)).
+        // SAFETY: the strings end with a NUL, and the length of the key is correct. The key is
+        // removed with this process (keyrings(7)).
         checked(unsafe { libc::syscall(libc::SYS_add_key, kind, name, key, 3, -2) })
     }),
     ("handle its own page faults", |_| {
@@ -124,19 +126,20 @@ pub(crate) const ALL: [Attempt; 34] = [
         checked(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) })
     }),
     ("load a program into the kernel", |_| {
-        // An array of one, by the first five fields of `union bpf_attr`: kind, key, value, entries, flags.
+        // An array of one element, by the first five fields of `union bpf_attr`: type, key size,
+        // value size, entries, flags.
         let map: [u32; 5] = [2, 4, 4, 1, 0];
-        // SAFETY: the structure is as long as is said, and outlives the call.
+        // SAFETY: the structure has the given length and outlives the call.
         checked(unsafe { libc::syscall(libc::SYS_bpf, 0, map.as_ptr(), size_of_val(&map)) })
     }),
     ("make a user namespace", |_| {
-        // A process of its own, for this one is to stay in this one.
-        // SAFETY: between fork and exit the child makes one bare system call.
+        // In a child process, because this process must stay in its namespace. SAFETY: between fork
+        // and exit the child makes one bare system call.
         match unsafe { libc::fork() } {
             0 => {
                 // SAFETY: as above.
                 let made = unsafe { libc::unshare(libc::CLONE_NEWUSER) };
-                // SAFETY: it ends at once.
+                // SAFETY: the child exits immediately.
                 unsafe { libc::_exit(i32::from(made != 0)) }
             }
             pid => {
@@ -149,11 +152,10 @@ pub(crate) const ALL: [Attempt; 34] = [
     }),
 ];
 
-/// The requests that a tap obeys without any right: to be seen as another one, to stay. What has got as far as the device has got
-/// through, whatever that says to it.
+/// The requests that a tap accepts without privileges. Any answer of the device counts as success.
 fn change_a_tap() -> io::Result<()> {
     for request in [libc::SIOCSIFHWADDR, libc::TUNSETPERSIST, libc::TUNSETOWNER, libc::TUNSETLINK] {
-        // SAFETY: standard input is /dev/null, which knows no requests, and reads nothing.
+        // SAFETY: standard input is /dev/null, which has no requests and is not read.
         let done = checked(unsafe { libc::ioctl(0, request as _, 0) }.into());
         match done {
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
@@ -163,13 +165,13 @@ fn change_a_tap() -> io::Result<()> {
     Err(io::Error::from_raw_os_error(libc::EPERM))
 }
 
-/// What all that is good for nothing without: some right of root's.
+/// Operations that require a privilege of root.
 fn capable() -> io::Result<()> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     match effective.map(str::trim) {
         Some(none) if none.bytes().all(|byte| byte == b'0') => Err(libc::EPERM),
-        // Not even that can be read: as root without rights.
+        // Even reading fails: root without capabilities.
         None => Err(libc::EACCES),
         Some(_) => Ok(()),
     }
@@ -185,7 +187,7 @@ fn socket(family: i32, kind: i32) -> io::Result<()> {
     checked(unsafe { libc::socket(family, kind, 0) }.into())
 }
 
-/// A listener that has as many waiting as it takes was reached.
+/// A listener with a full backlog was reached.
 fn connect(path: &Path) -> io::Result<()> {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
     let kind = (AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK);
@@ -201,17 +203,17 @@ fn tap(tun: File) -> io::Result<()> {
     request[..8].copy_from_slice(b"escape%d");
     request[16..18].copy_from_slice(&((libc::IFF_TAP | libc::IFF_NO_PI) as u16).to_ne_bytes());
     let fd = std::os::fd::AsRawFd::as_raw_fd(&tun);
-    // SAFETY: the structure is as large as an ifreq, and outlives the call.
+    // SAFETY: the structure has the size of an ifreq and outlives the call.
     checked(unsafe { libc::ioctl(fd, libc::TUNSETIFF, request.as_mut_ptr()) }.into())
 }
 
 fn signal(pid: i32) -> io::Result<()> {
-    // SAFETY: a system call without pointers. SIGCONT does nothing to who is not stopped.
+    // SAFETY: a system call without pointers. SIGCONT does not affect a running process.
     checked(unsafe { libc::kill(pid, libc::SIGCONT) }.into())
 }
 
 fn trace(t: &Targets) -> io::Result<()> {
-    // SAFETY: no memory of this process is touched; who was attached to is let go.
+    // SAFETY: this process's memory is not changed; the tracee is detached.
     checked(unsafe { libc::ptrace(libc::PTRACE_SEIZE, t.neighbour, 0, 0) })
 }
 
@@ -221,7 +223,7 @@ fn read_memory(t: &Targets) -> io::Result<()> {
     let mut bytes = [0_u8; 16];
     let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     let remote = libc::iovec { iov_base: start.unwrap_or(0x1000) as *mut _, iov_len: bytes.len() };
-    // SAFETY: the local buffer is as long as is said, and outlives the call.
+    // SAFETY: the local buffer has the given length and outlives the call.
     let read = unsafe { libc::process_vm_readv(t.neighbour, &local, 1, &remote, 1, 0) };
     checked(read as libc::c_long)
 }
@@ -233,7 +235,7 @@ fn take_descriptor(t: &Targets) -> io::Result<()> {
     // SAFETY: as above.
     let taken = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd, 3, 0) };
     checked(taken)?;
-    // SAFETY: the descriptor is new, and nobody else's.
+    // SAFETY: the descriptor is new and has no other owner.
     drop(unsafe { OwnedFd::from_raw_fd(taken as i32) });
     Ok(())
 }
@@ -246,7 +248,7 @@ fn become_root_by(t: &Targets) -> io::Result<()> {
     }
 }
 
-/// Tries everything, and says how each went, a line each: the name, a colon, and `succeeded` or the error.
+/// Makes all attempts, and prints a line for each: the name, a colon, and `succeeded` or the error.
 pub(crate) fn all(targets: &Targets) -> String {
     let line = |(name, attempt): &Attempt| match attempt(targets) {
         Ok(()) => format!("escape: {name}: succeeded\n"),
@@ -255,7 +257,7 @@ pub(crate) fn all(targets: &Targets) -> String {
     ALL.iter().map(line).collect()
 }
 
-/// What succeeded, by what was said.
+/// Returns the successful attempts in the output.
 pub(crate) fn succeeded(said: &str) -> Vec<&str> {
     let tried: Vec<&str> =
         said.lines().filter_map(|line| Some(line.split_once("escape: ")?.1)).collect();
@@ -263,7 +265,8 @@ pub(crate) fn succeeded(said: &str) -> Vec<&str> {
     tried.iter().filter_map(|line| line.strip_suffix(": succeeded")).collect()
 }
 
-/// Whether the program at `path` has its set-user-ID bit: not on a file system that is mounted without.
+/// Whether the set-user-ID bit of the program at `path` is effective: not on a file system mounted
+/// with nosuid.
 pub(crate) fn is_suid(path: &Path) -> bool {
     std::process::Command::new(path)
         .arg(WHO)

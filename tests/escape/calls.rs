@@ -1,4 +1,4 @@
-//! The system calls that QEMU's own filter is there for, made inside a real QEMU.
+//! The system calls that QEMU's own seccomp filter blocks, made inside a real QEMU.
 
 use std::{env, fs, path::PathBuf};
 
@@ -15,8 +15,8 @@ use crate::{
     lab,
 };
 
-/// What stands in QEMU's memory for the calls: a `struct clone_args` with SIGCHLD in it, which begins like a `struct sched_param`
-/// of priority 0; a path; all CPUs.
+/// The data of the calls in QEMU's memory: a `struct clone_args` with SIGCHLD, which begins like a
+/// `struct sched_param` of priority 0; a path; all CPUs.
 const SCRATCH: [u64; 11] = {
     let path = *b"/bin/true\0\0\0\0\0\0\0";
     let (mut words, mut at) = ([0; 11], 0);
@@ -31,21 +31,21 @@ const SCRATCH: [u64; 11] = {
 const CLONE_ARGS: u64 = 64;
 const PATH: u64 = 64;
 const CPUS: u64 = 80;
-/// The bit of a number that is meant for x32 (`__X32_SYSCALL_BIT`).
+/// The bit of x32 system call numbers (`__X32_SYSCALL_BIT`).
 const X32: u64 = 0x4000_0000;
 const I386_FORK: u64 = 2;
 const NONE: u64 = u64::MAX;
 
-/// What the filter makes of a call.
+/// The effect of the filter on a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Held {
-    /// The thread, or QEMU, is ended by SIGSYS.
+    /// SIGSYS ends the thread or QEMU.
     Ends,
     /// An error.
     Refuses(Errno),
 }
 
-/// One call.
+/// A system call.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Call {
     pub(crate) name: &'static str,
@@ -53,7 +53,7 @@ pub(crate) struct Call {
     entry: Entry,
     arguments: fn(u64) -> [u64; 5],
     held: Held,
-    /// Without the filter, it does what is asked, for root.
+    /// Without the filter, the call succeeds for root.
     works: bool,
 }
 
@@ -66,12 +66,13 @@ const fn refused(name: &'static str, number: i64, arguments: fn(u64) -> [u64; 5]
     Call { held: Held::Refuses(Errno::EPERM), ..ends(name, number, arguments) }
 }
 
-/// A process or a program: QEMU 7.2 is ended by it, later ones are refused it.
+/// A new process or program: QEMU 7.2 is killed, later versions get an error.
 const fn spawns(name: &'static str, number: i64, arguments: fn(u64) -> [u64; 5]) -> Call {
     refused(name, number, arguments)
 }
 
-/// A call that is made so that it fails, for it would harm; or that the kernel has no more.
+/// A call with arguments that make it fail, because it would do harm; or that the kernel no longer
+/// has.
 const fn fails(call: Call) -> Call {
     Call { works: false, ..call }
 }
@@ -88,11 +89,11 @@ const fn same(_: u64) -> [u64; 5] {
 pub(crate) const FORK: Call = spawns("fork", SYS_fork, nothing);
 /// Another user.
 pub(crate) const SETUID: Call = ends("setuid", libc::SYS_setuid, nothing);
-/// A priority of its own.
+/// Another priority.
 pub(crate) const SETPRIORITY: Call =
     refused("setpriority", libc::SYS_setpriority, |_| [0, 0, 19, 0, 0]);
 
-/// Those that are refused by every QEMU, which goes on.
+/// Calls that every QEMU refuses with an error.
 pub(crate) const REFUSED: [Call; 5] = [
     SETPRIORITY,
     refused("sched_setaffinity", libc::SYS_sched_setaffinity, |at| [0, 8, at + CPUS, 0, 0]),
@@ -101,7 +102,7 @@ pub(crate) const REFUSED: [Call; 5] = [
         [0, libc::SCHED_BATCH as u64, at, 0, 0]
     }),
     Call {
-        // So that libc does with clone(2).
+        // With an error, libc uses clone(2).
         held: Held::Refuses(Errno::ENOSYS),
         ..ends("clone3", libc::SYS_clone3, |at| [at, CLONE_ARGS, 0, 0, 0])
     },
@@ -132,7 +133,7 @@ pub(crate) const OTHERS: [Call; 31] = [
     ends("setresgid", libc::SYS_setresgid, same),
     ends("setfsuid", libc::SYS_setfsuid, nothing),
     ends("setfsgid", libc::SYS_setfsgid, nothing),
-    // QEMU leads its session already.
+    // QEMU is a session leader already.
     fails(ends("setsid", libc::SYS_setsid, nothing)),
     fails(ends("setpgid", libc::SYS_setpgid, nothing)),
     fails(ends("reboot", libc::SYS_reboot, nothing)),
@@ -148,12 +149,12 @@ pub(crate) const OTHERS: [Call; 31] = [
 ];
 
 impl Call {
-    /// Has a thread make it.
+    /// Makes the call in a thread.
     pub(crate) fn by(&self, thread: &Stopped) -> Outcome {
         thread.call(self.entry, self.number, &SCRATCH, self.arguments)
     }
 
-    /// Whether this is what the filter does. To end it is as good as to refuse it.
+    /// Whether the filter has this effect; a kill counts like an error.
     pub(crate) fn is_held(&self, outcome: Outcome) -> bool {
         match (outcome, self.held) {
             (Outcome::Ended(libc::SIGSYS), _) => true,
@@ -163,7 +164,7 @@ impl Call {
     }
 }
 
-/// A QEMU that does nothing, as root, with the filter alone or without.
+/// A QEMU without a guest, as root, with only the filter or without it.
 struct Alone(Pid);
 
 impl Alone {
@@ -180,7 +181,7 @@ impl Alone {
         let alone = Self(Pid::from_raw(pid.cast_signed()));
         lab::until("QEMU has begun", || {
             assert!(lab::runs(pid.cast_signed()), "QEMU has ended");
-            // It is in its own code when it has a second thread.
+            // QEMU executes its own code when it has a second thread.
             if filtered { is_filtered(alone.0) } else { threads(alone.0).len() > 1 }
         });
         alone
@@ -193,7 +194,7 @@ impl Drop for Alone {
     }
 }
 
-/// Each of the calls, in as few QEMUs as it takes.
+/// Makes each of the calls, in as few QEMUs as necessary.
 pub(crate) fn tried_alone(filtered: bool) -> Vec<(Call, Outcome)> {
     let mut running: Option<(Alone, Stopped)> = None;
     let tried = REFUSED.into_iter().chain(OTHERS).map(|call| {
@@ -211,14 +212,14 @@ pub(crate) fn tried_alone(filtered: bool) -> Vec<(Call, Outcome)> {
     tried.collect()
 }
 
-/// Whether a call that nothing stops went as far as it is meant to.
+/// Whether an unfiltered call had its intended effect.
 pub(crate) fn is_free(call: &Call, outcome: Outcome) -> bool {
-    // A kernel without the entries of i386.
+    // A kernel without i386 system calls.
     let no_entry = call.entry == Entry::Ia32 && matches!(outcome, Outcome::NoEntry(_));
     no_entry || outcome.succeeded() || (!call.works && matches!(outcome, Outcome::Returned(Err(_))))
 }
 
-/// Its threads.
+/// The threads.
 pub(crate) fn threads(pid: Pid) -> Vec<Pid> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let number = |entry: fs::DirEntry| entry.file_name().to_string_lossy().parse().unwrap();

@@ -1,4 +1,4 @@
-//! A thread of another program makes a system call that the program never meant to make (ptrace(2)): what code in it could do.
+//! Makes system calls in a thread of another program (ptrace(2)), like injected code.
 
 use std::{
     fs::{self, File},
@@ -16,12 +16,12 @@ use nix::{
     unistd::Pid,
 };
 
-/// Below the stack pointer, past the 128 bytes that are a function's own (System V ABI, "red zone").
+/// Below the stack pointer and the red zone of 128 bytes (System V ABI).
 const BELOW: u64 = 640;
-/// As much of a program's code as is looked through for an instruction.
+/// The maximum size of the code that is searched for an instruction.
 const CODE: usize = 32 << 20;
 
-/// How a program asks the kernel.
+/// The instruction of the system call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Entry {
     /// `syscall`.
@@ -39,36 +39,36 @@ impl Entry {
     }
 }
 
-/// What came of a call.
+/// The result of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// It returned this and did no more.
+    /// The return value.
     Returned(Result<i64, Errno>),
-    /// There was a new process. It is ended before it has run.
+    /// A new process, which is killed before it runs.
     Forked,
-    /// The program became another one.
+    /// The program executed another one.
     Executed,
-    /// The thread, or all of it, was ended by a signal within the call.
+    /// A signal ended the thread or the program during the call.
     Ended(i32),
-    /// It never came to a call: the kernel has no such entry.
+    /// The kernel has no such system call entry.
     NoEntry(Signal),
 }
 
 impl Outcome {
-    /// What was asked for was done.
+    /// Whether the call succeeded.
     pub(crate) fn succeeded(self) -> bool {
         matches!(self, Self::Returned(Ok(_)) | Self::Forked | Self::Executed)
     }
 }
 
-/// A thread that is stopped. What is traced ends with the test.
+/// A stopped thread. Tracees end with the test.
 #[derive(Debug)]
 pub(crate) struct Stopped {
     thread: Pid,
 }
 
 impl Stopped {
-    /// Stops it wherever it is.
+    /// Stops the thread at any position.
     pub(crate) fn seize(thread: Pid) -> nix::Result<Self> {
         let options = Options::PTRACE_O_TRACEFORK
             | Options::PTRACE_O_TRACEVFORK
@@ -89,13 +89,13 @@ impl Stopped {
         }
     }
 
-    /// Lets it go on where it was.
+    /// Continues the thread at its previous position.
     pub(crate) fn go(self) {
         ptrace::detach(self.thread, None).unwrap();
     }
 
-    /// Has it make a call. `scratch` is in its memory at the address that `arguments` is told. Only where the call returned, or
-    /// forked, is the thread as it was before.
+    /// Makes a call. `scratch` is written to its memory; `arguments` gets its address. The thread
+    /// has its previous state afterward only if the call returned or forked.
     pub(crate) fn call(
         &self,
         entry: Entry,
@@ -122,7 +122,7 @@ impl Stopped {
         }
         registers.rip = self.find(entry.instruction());
         registers.rax = number;
-        // No call is under way that the kernel would make once more.
+        // The kernel must not restart an interrupted call.
         registers.orig_rax = u64::MAX;
         ptrace::setregs(self.thread, registers).unwrap();
         let outcome = self.step();
@@ -132,7 +132,7 @@ impl Stopped {
         outcome
     }
 
-    /// One instruction.
+    /// Executes one instruction.
     fn step(&self) -> Outcome {
         let mut forked = false;
         loop {
@@ -160,14 +160,14 @@ impl Stopped {
                 WaitStatus::Stopped(_, signal @ (Signal::SIGSEGV | Signal::SIGILL)) => {
                     return Outcome::NoEntry(signal);
                 }
-                // A signal of the program's own, which comes to nothing.
+                // Discards the program's own signals.
                 WaitStatus::Stopped(..) => {}
                 other => panic!("{other:?} of a thread that was to make a call"),
             }
         }
     }
 
-    /// Where in the program there are these bytes that it may execute; whether they were meant as an instruction does not matter.
+    /// Finds these executable bytes in the program, at any alignment.
     fn find(&self, bytes: [u8; 2]) -> u64 {
         let maps = fs::read_to_string(format!("/proc/{}/maps", self.thread)).unwrap();
         let memory = File::open(format!("/proc/{}/mem", self.thread)).unwrap();
@@ -184,7 +184,7 @@ impl Stopped {
     }
 }
 
-/// Ends a process that is this one's child or traced by it.
+/// Kills a child or tracee of this process.
 pub(crate) fn end(pid: Pid) {
     let _ = kill(pid, Signal::SIGKILL);
     reap(pid);

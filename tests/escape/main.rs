@@ -1,7 +1,8 @@
-//! A program in QEMU's place, started as QEMU is, tries to get at the host and at a neighbour; and the same in each layer alone.
+//! A program in the place of QEMU, started like QEMU, attacks the host and a neighbor; and the same
+//! in each layer alone.
 //!
-//! It is this program itself: `qvm` starts it as its QEMU. QEMU's own filter is in no other program, so what that is for is tried
-//! in a real one.
+//! The program is this test binary: `qvm` starts it as its QEMU. Only a real QEMU has the seccomp
+//! filter, so that layer is tested in a real one.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unsafe_code)]
 
@@ -42,7 +43,7 @@ use qvm::{
     },
 };
 
-/// The real QEMU answers what is asked of it before it is started.
+/// The real QEMU answers the queries before the start.
 const QEMU: &str = "qemu-system-x86_64";
 
 fn main() {
@@ -55,7 +56,7 @@ fn main() {
     } else if given("-S") {
         escape();
     } else if given("--list") {
-        // Whoever asks a test for its names.
+        // A test harness that lists its tests.
     } else {
         tests();
     }
@@ -67,18 +68,19 @@ fn escape() {
     match targets.report {
         None => eprint!("{said}"),
         Some(number) => {
-            // SAFETY: the test has put a socket there, and nothing else in this program uses it.
+            // SAFETY: the test passes a socket at this number, and nothing else in this program
+            // uses it.
             let mut to: UnixStream = unsafe { std::os::fd::FromRawFd::from_raw_fd(number) };
             to.write_all(said.as_bytes()).unwrap();
         }
     }
 }
 
-/// A neighbour that runs, and everything else that somebody might reach.
+/// A running neighbor, and all other targets.
 struct Place {
     lab: Lab,
     targets: Targets,
-    /// A copy of this program that every user reaches: a clone may be in a home directory.
+    /// A copy of this program that every user can execute: a clone may be in a home directory.
     program: PathBuf,
     _open: tempfile::TempDir,
     _listeners: (UnixListener, TcpListener, UdpSocket),
@@ -126,11 +128,11 @@ impl Place {
         Some(Self { lab, targets, program, _open: open, _listeners: listeners })
     }
 
-    /// What is said by this program in a cell; without one, as the test itself.
+    /// Returns the output of this program in a cell; without one, in the test's own context.
     fn tried_in(&self, cell: Option<&Cell>) -> String {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         let targets = Targets { report: Some(9), ..self.targets.clone() };
-        // SAFETY: nothing else in this program reads or writes the environment while this is done: it has one thread.
+        // SAFETY: this process has one thread, so nothing else accesses the environment meanwhile.
         unsafe { env::set_var(TARGETS, serde_json::to_string(&targets).unwrap()) };
         fs::create_dir_all(&self.targets.state).unwrap();
         let (arguments, fds) = (["-S".to_owned()], vec![(theirs.into(), 9)]);
@@ -138,7 +140,7 @@ impl Place {
             // SAFETY: the closure does nothing.
             None => unsafe { spawn::spawn(&self.program, &arguments, fds, || Ok(())) }.unwrap(),
             Some((inside, report)) => {
-                // SAFETY: `Prepared::enter` makes bare system calls alone.
+                // SAFETY: `Prepared::enter` only makes bare system calls.
                 let pid =
                     unsafe { spawn::spawn(&self.program, &arguments, fds, move || inside.enter()) };
                 let pid = pid.unwrap();
@@ -153,7 +155,7 @@ impl Place {
     }
 }
 
-/// No layer at all.
+/// No layer.
 fn open() -> Cell {
     Cell {
         uid: None,
@@ -187,7 +189,7 @@ fn tests() {
     }
 }
 
-/// The launch path itself: `qvm start`, and this program for its QEMU.
+/// The launch path: `qvm start` with this program as its QEMU.
 fn nothing_is_reached_from_qemus_place(place: &Place) {
     let lab = &place.lab;
     let Some(network) = lab::network::Network::new() else { return };
@@ -215,7 +217,8 @@ fn nothing_is_reached_from_qemus_place(place: &Place) {
 }
 
 fn each_layer_alone_holds_what_it_is_for(place: &Place) {
-    // As root, all of it is possible here: an attempt that fails anyway proves nothing.
+    // As root without layers, every attempt succeeds here: an attempt that fails anyway proves
+    // nothing.
     let said = place.tried_in(None);
     let free = attempt::succeeded(&said);
     let always: Vec<&str> =
@@ -296,7 +299,7 @@ fn each_layer_alone_holds_what_it_is_for(place: &Place) {
         "make a user namespace",
     ];
     held(&Cell { no_new_privileges: true, filter: true, ..open() }, &refused);
-    // The bit of the program makes root of anybody, but of who may not have more rights than he has.
+    // The set-user-ID bit makes any user root, except with no_new_privs.
     if attempt::is_suid(&place.targets.suid) {
         let by = "become root by a set-user-ID program";
         let another = Cell { uid, ..open() };
@@ -307,7 +310,7 @@ fn each_layer_alone_holds_what_it_is_for(place: &Place) {
     println!("test each_layer_alone_holds_what_it_is_for ... ok");
 }
 
-/// What the kernel says of a QEMU that runs.
+/// The state of a running QEMU, as reported by the kernel.
 fn the_real_qemu_is_in_all_of_them(place: &Place) {
     let lab = &place.lab;
     lab.vm("app", &lab::guest("boot-count.qcow2").unwrap(), "isolation = \"strict\"\n[nic]\n");
@@ -317,7 +320,7 @@ fn the_real_qemu_is_in_all_of_them(place: &Place) {
     assert_eq!(layers, isolation::Layer::ALL.len(), "{status}");
     let doctor = lab.qvm(&["doctor"]).stdout;
     let doctor = String::from_utf8_lossy(&doctor).into_owned();
-    assert!(doctor.contains("QEMU is kept apart by all layers"), "{doctor}");
+    assert!(doctor.contains("all layers are available for QEMU"), "{doctor}");
     let of = |vm: &str| {
         let pid = lab.status(vm)["pid"].to_string();
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -346,10 +349,10 @@ fn the_real_qemu_is_in_all_of_them(place: &Place) {
     let none = "0000000000000000";
     assert_eq!(app, [&four, &four, "", none, none, none, none, none, "1", "2"].map(str::to_owned));
     assert_ne!(network, fs::read_link("/proc/self/ns/net").unwrap());
-    // The neighbour has another user. Its network is QEMU's own, so it is in the host's.
+    // The neighbor has another UID. Its network namespace is the host's.
     let (db, _) = of("db");
     assert_ne!(db[0], app[0]);
-    // Its disk is its user's, and the next start finds the same one.
+    // The disk belongs to its UID, and the next start uses the same UID.
     let owner = |vm: &str| {
         std::os::unix::fs::MetadataExt::uid(&lab.state(vm, "root.qcow2").metadata().unwrap())
     };
@@ -360,7 +363,7 @@ fn the_real_qemu_is_in_all_of_them(place: &Place) {
     println!("test the_real_qemu_is_in_all_of_them ... ok");
 }
 
-/// With nothing else around QEMU, and as root: no other layer can have been it.
+/// Without other layers and as root, so that no other layer can have the effect.
 #[cfg(target_arch = "x86_64")]
 fn qemus_own_filter_alone_stops_each_call() {
     for (call, outcome) in calls::tried_alone(false) {
@@ -373,7 +376,7 @@ fn qemus_own_filter_alone_stops_each_call() {
     println!("test qemus_own_filter_alone_stops_each_call ... ok");
 }
 
-/// The launch path itself. `isolation = "off"` is without it, or this would prove nothing.
+/// The launch path. With `isolation = "off"` there is no filter, which proves that the test works.
 #[cfg(target_arch = "x86_64")]
 fn qemus_own_filter_is_in_each_thread_of_a_vm(place: &Place) {
     use inject::{Outcome, Stopped};
@@ -385,7 +388,7 @@ fn qemus_own_filter_is_in_each_thread_of_a_vm(place: &Place) {
     assert_eq!(calls::SETPRIORITY.by(&off), Outcome::Returned(Ok(0)));
     off.go();
 
-    // Which is in all layers, and runs.
+    // QEMU runs with all layers.
     let app = Pid::from_raw(lab.qemu_pid("app"));
     let threads = calls::threads(app);
     assert!(threads.len() > 2, "{threads:?}");
@@ -397,7 +400,7 @@ fn qemus_own_filter_is_in_each_thread_of_a_vm(place: &Place) {
         }
         stopped.go();
     }
-    // None of that has harmed it.
+    // The neighbor is unharmed.
     assert_eq!(lab.status("app")["state"], "running");
     let stopped = Stopped::seize(app).unwrap();
     let outcome = calls::FORK.by(&stopped);
@@ -411,7 +414,8 @@ fn qemus_own_filter_is_in_each_thread_of_a_vm(place: &Place) {
     println!("test qemus_own_filter_is_in_each_thread_of_a_vm ... ok");
 }
 
-/// What the kernel asks no right for but the tap's descriptor, which QEMU has: in a real one, and without the filter.
+/// Requests that need only the tap's descriptor, which QEMU has: in a real QEMU, and without the
+/// filter.
 #[cfg(target_arch = "x86_64")]
 fn a_tap_does_not_obey_qemu() {
     use inject::{Entry, Outcome, Stopped};

@@ -504,9 +504,9 @@ fn a_host_that_reboots_stops_its_guests_in_order_and_starts_the_right_ones() {
     };
     let says =
         |name: &str, what: &str| assert!(host.journal(name, -1).contains(what), "{name}: {what}");
-    says("web", "the guest shut down, asked by a signal");
+    says("web", "the guest shut down, requested by a signal");
     says("deaf", "the guest did not shut down in time and was forced off");
-    says("sleeper", "the guest's state was saved when the host went down");
+    says("sleeper", "the guest's state was saved at the shutdown of the host");
     // `after` the other way round; the deaf one holds up nobody and is forced off in its time.
     assert!(at("web", "Stopped qvm@") <= at("db", "Stopping qvm@"));
     assert!(at("off", "Stopped qvm@") < at("deaf", "Stopped qvm@"));

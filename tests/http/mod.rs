@@ -1,4 +1,4 @@
-//! An HTTP server on 127.0.0.1 that misbehaves as it is told to.
+//! An HTTP server on 127.0.0.1 with configurable faults.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
@@ -13,11 +13,11 @@ use std::{
     time::Duration,
 };
 
-/// One request.
+/// A request.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Asked {
     pub(crate) method: String,
-    /// The target: a path, or what a proxy is asked for.
+    /// The target: a path, or an address for a proxy.
     pub(crate) path: String,
     /// `Host`.
     pub(crate) host: Option<String>,
@@ -26,7 +26,7 @@ pub(crate) struct Asked {
     /// The first byte of `Range: bytes=N-`.
     pub(crate) from: Option<usize>,
     pub(crate) if_range: Option<String>,
-    /// How many came before it.
+    /// The number of earlier requests.
     pub(crate) nth: usize,
 }
 
@@ -38,7 +38,7 @@ pub(crate) struct Server {
     _timed: crate::lab::timed::Timed,
 }
 
-/// One connection, to be answered.
+/// A connection.
 pub(crate) struct Reply {
     stream: TcpStream,
     stop: Arc<AtomicBool>,
@@ -72,7 +72,7 @@ impl Server {
         Self { address, asked, stop, thread: Some(thread), _timed: crate::lab::timed::Timed::new() }
     }
 
-    /// Serves `bytes` well: ranges, a strong entity tag.
+    /// Serves `bytes` correctly: with ranges and a strong entity tag.
     pub(crate) fn of(bytes: Vec<u8>) -> Self {
         Self::start(move |asked, reply| reply.well(asked, &bytes, "\"v1\""))
     }
@@ -119,7 +119,7 @@ fn read(stream: &TcpStream) -> Option<Asked> {
 }
 
 impl Reply {
-    /// Whatever the client does with it.
+    /// Regardless of what the client does.
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes);
     }
@@ -130,7 +130,7 @@ impl Reply {
         self.send(format!("{text}\r\n").as_bytes());
     }
 
-    /// 200, or 206 where the range and the tag are right.
+    /// 200, or 206 if the range and the tag match.
     pub(crate) fn well(&mut self, asked: &Asked, bytes: &[u8], tag: &str) {
         let tag_line = format!("ETag: {tag}");
         match asked.from {
@@ -147,7 +147,7 @@ impl Reply {
         }
     }
 
-    /// Promises everything, sends the first `most` bytes of what was asked for, and hangs up.
+    /// Announces the complete length, sends the first `most` bytes, and closes the connection.
     pub(crate) fn cut(&mut self, asked: &Asked, bytes: &[u8], tag: &str, most: usize) {
         let mut all = Vec::new();
         let from = asked.from.filter(|_| asked.if_range.as_deref() == Some(tag)).unwrap_or(0);
@@ -161,7 +161,7 @@ impl Reply {
         self.send(&all);
     }
 
-    /// Sends a byte every so often, as many as there are.
+    /// Sends a byte at each interval, up to this number.
     pub(crate) fn trickle(&mut self, bytes: &[u8], pause: Duration) {
         for byte in bytes {
             if self.stop.load(Ordering::SeqCst) || self.stream.write_all(&[*byte]).is_err() {
@@ -171,7 +171,7 @@ impl Reply {
         }
     }
 
-    /// Connects the client with this address, both ways, as a proxy does after `CONNECT`.
+    /// Relays between the client and this address, like a proxy after `CONNECT`.
     pub(crate) fn tunnel(&mut self, to: &str) {
         let mut server = TcpStream::connect(to).unwrap();
         self.send(b"HTTP/1.1 200 Connection established\r\nX: y\r\n\r\n");
@@ -185,7 +185,7 @@ impl Reply {
         up.join().unwrap();
     }
 
-    /// Says nothing more until the client has gone or the test is over.
+    /// Sends nothing until the client closes the connection or the test ends.
     pub(crate) fn stall(&mut self) {
         let _ = self.stream.set_read_timeout(Some(Duration::from_millis(20)));
         let mut byte = [0];

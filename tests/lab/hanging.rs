@@ -22,14 +22,15 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::mounts::Mounts;
 
-/// What the storage does.
+/// The state of the storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Storage {
     /// It answers.
     Answers = 0,
-    /// It takes no request: who waits can be killed, as on NFS.
+    /// It reads no requests: waiting processes can be killed, as on NFS.
     Hangs = 1,
-    /// It takes requests and answers none: who waits cannot be killed, as on a suspended disk.
+    /// It reads requests without answering: waiting processes cannot be killed, as on a suspended
+    /// disk.
     HangsUnkillably = 2,
     /// The server ends.
     Ends = 3,
@@ -44,7 +45,8 @@ pub(crate) struct Hanging {
 }
 
 impl Hanging {
-    /// Mounts one over `at`, whose files are in `below`; `None` if this kernel has no FUSE.
+    /// Mounts the file system over `at`, with the files of `below`; `None` if this kernel has no
+    /// FUSE.
     pub(crate) fn mount(mounts: &Mounts, at: &Path, below: &Path) -> Option<Self> {
         let device = fs::File::options().read(true).write(true).open("/dev/fuse").ok()?;
         fs::create_dir_all(at).unwrap();
@@ -73,12 +75,12 @@ impl Hanging {
         self.mode.store(storage as u8, Ordering::SeqCst);
     }
 
-    /// How many requests were taken and not answered.
+    /// The number of unanswered requests.
     pub(crate) fn taken(&self) -> usize {
         self.taken.load(Ordering::SeqCst)
     }
 
-    /// A file as it is, past the storage that hangs.
+    /// A file in the directory below the storage.
     pub(crate) fn past(&self, file: &str) -> PathBuf {
         self.below.join(file)
     }
@@ -86,7 +88,7 @@ impl Hanging {
 
 impl Drop for Hanging {
     fn drop(&mut self) {
-        // Closing the device aborts whatever waits.
+        // Closing the device aborts all waiting requests.
         self.is(Storage::Ends);
         let _ = self.server.take().map(JoinHandle::join);
     }
@@ -96,7 +98,7 @@ struct Server {
     device: fs::File,
     mode: Arc<AtomicU8>,
     taken: Arc<AtomicUsize>,
-    /// By node.
+    /// The paths by node.
     paths: HashMap<u64, PathBuf>,
     files: HashMap<u64, fs::File>,
     next: u64,
@@ -109,7 +111,7 @@ fn errno(error: std::io::Error) -> i32 {
     error.raw_os_error().unwrap_or(nix::libc::EIO)
 }
 
-/// Reads integers of this machine off a request.
+/// Reads integers in the byte order of this machine from a request.
 struct Words<'a>(&'a [u8]);
 
 impl Words<'_> {
@@ -185,7 +187,7 @@ impl Server {
                     let request = buffer[..count].to_vec();
                     self.answer(&request);
                 }
-                // One that was interrupted; or it is not mounted yet.
+                // An interrupted request, or the file system is not mounted yet.
                 Err(error)
                     if [
                         nix::libc::ENOENT,
@@ -216,7 +218,7 @@ impl Server {
         out.extend(error.to_ne_bytes());
         out.extend(unique.to_ne_bytes());
         out.extend(body);
-        // Who asked may be gone.
+        // The requesting process may have ended.
         let _ = self.device.write(&out);
     }
 
@@ -228,7 +230,7 @@ impl Server {
         Ok(self.path(node)?.join(name))
     }
 
-    /// `struct fuse_entry_out`; nothing is cached.
+    /// `struct fuse_entry_out`, without caching.
     fn entry(&mut self, path: PathBuf) -> Reply {
         let found = fs::symlink_metadata(&path).map_err(errno)?;
         let node = match self.paths.iter().find(|(_, known)| **known == path) {
@@ -280,7 +282,7 @@ impl Server {
 
     fn act(&mut self, opcode: u32, node: u64, mut words: Words<'_>) -> Reply {
         match opcode {
-            // INIT: version 7.31, pages of up to 256 KiB in one request.
+            // INIT: version 7.31, requests of up to 256 KiB.
             26 => {
                 let mut out = vec![];
                 out.extend(7_u32.to_ne_bytes());
@@ -398,8 +400,8 @@ impl Server {
                 self.files.remove(&words.u64());
                 Ok(vec![])
             }
-            // FLUSH is not done (ENOSYS): the kernel waits for it unkillably where a process exits. This is the synchronization of a
-            // directory.
+            // FLUSH is not implemented (ENOSYS), because the kernel waits for it unkillably when a
+            // process exits. This is the synchronization of a directory.
             30 => Ok(vec![]),
             20 => self.file(words.u64())?.sync_data().map(|()| vec![]).map_err(errno),
             27 => Ok(vec![0; 16]),
@@ -421,7 +423,7 @@ impl Server {
     fn set_attributes(&self, node: u64, words: &mut Words<'_>) -> Result<(), i32> {
         let path = self.path(node)?;
         let (valid, _, handle, size) = (words.u32(), words.u32(), words.u64(), words.u64());
-        // The lock's owner and the times.
+        // The lock owner and the times.
         for _ in 0..4 {
             words.u64();
         }
@@ -447,7 +449,7 @@ impl Server {
         Ok(())
     }
 
-    /// `struct fuse_dirent`s from `offset` on.
+    /// `struct fuse_dirent`s from `offset`.
     fn list(&self, node: u64, offset: u64, size: u32) -> Reply {
         let mut names: Vec<(OsString, u64)> = vec![];
         for entry in fs::read_dir(self.path(node)?).map_err(errno)? {

@@ -1,5 +1,5 @@
-//! Loop devices of a test's own. Each is detached as soon as it is attached, which the kernel does when the last
-//! descriptor of it is closed (`LO_FLAGS_AUTOCLEAR`): none outlives the test, however the test ends.
+//! Loop devices. Each is detached immediately (`LO_FLAGS_AUTOCLEAR`), so the kernel removes it with
+//! its last descriptor: no device outlives its test.
 
 use std::{
     fs::File,
@@ -7,15 +7,15 @@ use std::{
     process::Command,
 };
 
-/// A loop device, there while this value is.
+/// A loop device, which exists until it is dropped.
 pub(crate) struct Loop {
     path: PathBuf,
     _open: File,
 }
 
 impl Loop {
-    /// A device on `backing` with logical sectors of `sector` bytes; `None` where there can be none and none is
-    /// required (`QVM_TEST_REQUIRE=loop`).
+    /// Creates a device on `backing` with logical sectors of `sector` bytes; `None` if that is
+    /// impossible and not required (`QVM_TEST_REQUIRE=loop`).
     pub(crate) fn new(backing: &Path, sector: u32) -> Option<Self> {
         let mut losetup = Command::new("losetup");
         losetup.args(["--find", "--show", "--sector-size", &sector.to_string()]).arg(backing);

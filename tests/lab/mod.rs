@@ -1,7 +1,7 @@
-//! A place of its own for a test: three directories, a guest, the `qvm` that was just built. Whatever was started there
-//! is stopped by pid when the test ends, also when it fails.
+//! A lab: three directories, a guest, and the `qvm` of this build. All processes that it started
+//! are killed by PID when the test ends, even if it fails.
 
-#![allow(dead_code)] // Each test binary uses its own part of it.
+#![allow(dead_code)] // No test binary uses all of it.
 
 pub(crate) mod hanging;
 pub(crate) mod loops;
@@ -25,32 +25,32 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long anything may take before it counts as never happening; nothing is ever expected to take as long.
+/// The time limit of any wait; no step is expected to need as long.
 pub(crate) const LONG: Duration = Duration::from_secs(120);
 
 /// Debian's `nobody`.
 const NOBODY: u32 = 65534;
 
-/// The place.
+/// The lab.
 pub(crate) struct Lab {
     _temp: tempfile::TempDir,
     dir: PathBuf,
     /// VM files, state, sockets.
     places: [PathBuf; 3],
-    /// The `qvm` that is run, and as whom.
+    /// The `qvm` to run, and its user.
     program: PathBuf,
     user: Option<u32>,
-    /// The network that `qvm` runs in, where it is not the machine's.
+    /// The network namespace of `qvm`, if it is not the machine's.
     pub(crate) network: Option<network::Network>,
-    /// The file systems that it sees, where they are not the machine's.
+    /// The mount namespace of `qvm`, if it is not the machine's.
     pub(crate) mounts: Option<mounts::Mounts>,
-    /// The QEMU to run, where it is not the machine's.
+    /// The QEMU, if it is not the machine's.
     pub(crate) qemu: Option<OsString>,
     supervisors: Vec<Child>,
     _timed: timed::Timed,
 }
 
-/// Whether a test that lacks `what` has to fail instead of being skipped.
+/// Whether a test without `what` must fail instead of being skipped.
 pub(crate) fn required(what: &str) -> bool {
     std::env::var("QVM_TEST_REQUIRE").is_ok_and(|all| all.split(',').any(|word| word == what))
 }
@@ -61,7 +61,7 @@ pub(crate) fn guests() -> PathBuf {
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guests"), PathBuf::from)
 }
 
-/// The guest image `name`, or why the test is skipped.
+/// Returns the guest image `name`; `None` if the test is skipped.
 pub(crate) fn guest(name: &str) -> Option<PathBuf> {
     let image = guests().join(name);
     let qemu = Command::new("qemu-system-x86_64").arg("-version").output().is_ok();
@@ -74,12 +74,12 @@ pub(crate) fn guest(name: &str) -> Option<PathBuf> {
 }
 
 impl Lab {
-    /// An empty place with a short path, since sockets lie in it.
+    /// Creates an empty lab. The path is short, because sockets are in it.
     pub(crate) fn new() -> Self {
         Self::below("")
     }
 
-    /// A place in a directory that is called `name`.
+    /// Creates a lab in a directory `name`.
     pub(crate) fn below(name: &str) -> Self {
         interruptible();
         let temp = tempfile::Builder::new().prefix("qvm").tempdir_in("/tmp").unwrap();
@@ -101,14 +101,15 @@ impl Lab {
         }
     }
 
-    /// A place of an unprivileged user: `nobody` where the test is root, else whoever runs it. There are no options and
-    /// no variables of qvm's own, but those of the XDG Base Directory Specification.
+    /// Creates a lab of an unprivileged user: `nobody` if the test is root, else the user of the
+    /// test. It has no options and variables of qvm, only those of the XDG Base Directory
+    /// Specification.
     pub(crate) fn of_a_user() -> Self {
         let mut lab = Self::new();
         let dir = lab.dir.clone();
         lab.places = ["config/qvm", "data/qvm", "run/qvm"].map(|place| dir.join(place));
         fs::create_dir_all(lab.places[0].join("vms")).unwrap();
-        // The directory that cargo builds in need not be open to others.
+        // The build directory of cargo may not be accessible to other users.
         lab.copy_program();
         let root = nix::unistd::geteuid().is_root();
         lab.user = Some(if root { NOBODY } else { nix::unistd::geteuid().as_raw() });
@@ -121,27 +122,28 @@ impl Lab {
         lab
     }
 
-    /// Lets every user of this host run `qvm` here, and look where the modes of files let him.
+    /// Allows every user of this host to run `qvm` here, and to read the files that their modes
+    /// permit.
     pub(crate) fn open_to_others(&mut self) {
         self.copy_program();
         fs::set_permissions(self._temp.path(), fs::Permissions::from_mode(0o755)).unwrap();
     }
 
-    /// Runs a copy of `qvm` from now on, which a test may replace. It is at the path that is returned.
+    /// Runs a copy of `qvm` from now on, which a test may replace. Returns its path.
     pub(crate) fn copy_program(&mut self) -> PathBuf {
         self.program = self.dir.join("qvm");
         copy_program(env!("CARGO_BIN_EXE_qvm"), &self.program);
         self.program.clone()
     }
 
-    /// Makes a file the user's.
+    /// Changes the owner of a file to the user.
     pub(crate) fn give(&self, path: &Path) {
         if nix::unistd::geteuid().is_root() {
             std::os::unix::fs::chown(path, self.user, self.user).unwrap();
         }
     }
 
-    /// File systems of its own from now on; `None` where there can be none.
+    /// Uses a new mount namespace from now on; `None` if that is impossible.
     pub(crate) fn mounts(&mut self) -> Option<&mut mounts::Mounts> {
         self.mounts = Some(mounts::Mounts::new()?);
         self.mounts.as_mut()
@@ -159,12 +161,12 @@ impl Lab {
         self.seen(self.places[2].join(vm).join(file))
     }
 
-    /// What `qvm` calls so, for the test.
+    /// Returns the path for the test of a path in the lab's mount namespace.
     fn seen(&self, path: PathBuf) -> PathBuf {
         self.mounts.as_ref().map_or(path.clone(), |mounts| mounts.seen(&path))
     }
 
-    /// Writes a VM file around a guest image.
+    /// Writes a VM file with a guest image.
     pub(crate) fn vm(&self, name: &str, image: &Path, more: &str) {
         let text = format!(
             "accel = \"tcg\"\n{}{more}\n[image]\npath = {}\n",
@@ -205,7 +207,7 @@ impl Lab {
         for key in ["NOTIFY_SOCKET", "INVOCATION_ID", "QVM_LOG", "QVM_QEMU", "JOURNAL_STREAM"] {
             command.env_remove(key);
         }
-        // Every test that boots can be run on another QEMU.
+        // Every test with guests can use another QEMU.
         if let Some(qemu) = self.qemu.clone().or_else(|| std::env::var_os("QVM_TEST_QEMU")) {
             command.env("QVM_QEMU", qemu);
         }
@@ -216,7 +218,7 @@ impl Lab {
         self.command(arguments).stdin(Stdio::null()).output().unwrap()
     }
 
-    /// `qvm` that has to succeed; what it printed.
+    /// Runs `qvm`, which must succeed; returns its output.
     pub(crate) fn ok(&self, arguments: &[&str]) -> String {
         let output = self.qvm(arguments);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -229,12 +231,12 @@ impl Lab {
         text
     }
 
-    /// Starts `qvm run NAME`; its standard error goes to a file.
+    /// Starts `qvm run NAME`; its standard error is written to a file.
     pub(crate) fn run(&mut self, name: &str) -> usize {
         self.run_with(name, |_| {})
     }
 
-    /// The same with more said to the command.
+    /// Starts `qvm run NAME` with a changed command.
     pub(crate) fn run_with(&mut self, name: &str, more: impl FnOnce(&mut Command)) -> usize {
         let log =
             fs::OpenOptions::new().create(true).append(true).open(self.log_path(name)).unwrap();
@@ -256,7 +258,7 @@ impl Lab {
         &mut self.supervisors[index]
     }
 
-    /// Waits for a supervisor's end; its exit code, `None` after a signal.
+    /// Waits for the exit of a supervisor; returns its exit code, `None` after a signal.
     pub(crate) fn exit_code(&mut self, index: usize) -> Option<i32> {
         let child = &mut self.supervisors[index];
         let mut code = None;
@@ -273,8 +275,8 @@ impl Lab {
         all[0].clone()
     }
 
-    /// The notes of a VM: the code of each, and behind it the key where the note is about one, such
-    /// as `no-effect cpu.pin`.
+    /// Returns the codes of the notes of a VM, each with the key of the note if it has one, such as
+    /// `no-effect cpu.pin`.
     pub(crate) fn notes(&self, name: &str) -> Vec<String> {
         notes_of(&self.status(name))
     }
@@ -284,7 +286,7 @@ impl Lab {
     }
 
     pub(crate) fn wait_state(&self, name: &str, state: &str) {
-        // Of a guest that runs without a supervisor it is told that it runs: nobody can be asked for anything then.
+        // A guest without a supervisor is reported as running, but accepts no requests.
         let down = ["stopped", "failed"].contains(&state);
         self.until_guest(name, &format!("{name} is {state}"), || {
             let status = self.status(name);
@@ -292,7 +294,7 @@ impl Lab {
         });
     }
 
-    /// Waits until a VM is running, or its supervisor has ended: then true.
+    /// Waits until a VM is running, or its supervisor has exited: then true.
     pub(crate) fn until_guest_or_exit(&mut self, name: &str, index: usize) -> bool {
         let mut ended = false;
         until("the VM runs, or its supervisor has ended", || {
@@ -303,14 +305,14 @@ impl Lab {
         ended
     }
 
-    /// Waits for something that a guest brings about, as long as its console log grows.
+    /// Waits for an effect of the guest, as long as its console log grows.
     pub(crate) fn until_guest(&self, name: &str, what: &str, done: impl FnMut() -> bool) {
         if let Err(standstill) = self.while_guest_progresses(name, done) {
             panic!("never: {what}: {standstill:?}\n{}\n{}", self.console(name), self.log(name));
         }
     }
 
-    /// The same; a guest that stands still is for the caller to handle.
+    /// Waits in the same way; the caller handles a guest without progress.
     pub(crate) fn while_guest_progresses(
         &self,
         name: &str,
@@ -325,7 +327,7 @@ impl Lab {
             .into_owned()
     }
 
-    /// Waits until the console has said `text` at least `count` times.
+    /// Waits until the console contains `text` at least `count` times.
     pub(crate) fn says(&self, name: &str, text: &str, count: usize) {
         let what = format!("`{text}` ({count}) on the console");
         self.until_guest(name, &what, || self.console(name).matches(text).count() >= count);
@@ -354,13 +356,13 @@ impl Lab {
     }
 }
 
-/// Processes that tests start can be interrupted and hung up, also where the tests run in the
-/// background of a shell or under nohup(1): children inherit ignored signals (signal(7)).
+/// Makes child processes react to SIGINT and SIGHUP, even if the tests run in the background of a
+/// shell or under nohup(1): children inherit ignored signals (signal(7)).
 #[allow(unsafe_code)]
 fn interruptible() {
     use nix::sys::signal::{SigHandler, Signal, signal};
     for number in [Signal::SIGINT, Signal::SIGHUP] {
-        // SAFETY: the default action is no handler that could do anything wrong.
+        // SAFETY: the default action runs no code of this process.
         unsafe { signal(number, SigHandler::SigDfl) }.unwrap();
     }
 }
@@ -371,10 +373,10 @@ pub(crate) fn signal(pid: i32, number: i32) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
 }
 
-/// Whether a process runs; a zombie does not.
+/// Whether a process is running; a zombie is not.
 pub(crate) fn runs(pid: i32) -> bool {
     let threads = || fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
-    // One that was killed goes thread by thread; the first may be a zombie while others still go.
+    // A killed process exits thread by thread: the first may be a zombie before the others exit.
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !stat.contains(") Z ") || threads() > 1)
 }
@@ -386,12 +388,12 @@ pub(crate) fn copy_program(from: impl AsRef<Path>, to: &Path) {
     assert!(copied.unwrap().success(), "cannot copy `{}`", from.as_ref().display());
 }
 
-/// Waits for something.
+/// Waits for a condition.
 pub(crate) fn until(what: &str, so: impl FnMut() -> bool) {
     until_within(LONG, what, so);
 }
 
-/// Waits for something that may take longer than most.
+/// Waits for a condition with a longer time limit.
 pub(crate) fn until_within(bound: Duration, what: &str, mut so: impl FnMut() -> bool) {
     let begun = Instant::now();
     loop {
@@ -428,7 +430,7 @@ impl Drop for Lab {
                         nix::unistd::Pid::from_raw(pid),
                         nix::sys::signal::Signal::SIGKILL,
                     );
-                    // The directory goes next, and nobody shall write into it meanwhile.
+                    // The directory is removed next, and no process may write into it meanwhile.
                     let killed = Instant::now();
                     while runs(pid) && killed.elapsed() < Duration::from_secs(10) {
                         std::thread::sleep(Duration::from_millis(1));
@@ -439,10 +441,10 @@ impl Drop for Lab {
     }
 }
 
-/// The notes of a status, as [`Lab::notes`] returns them.
+/// Returns the notes of a status, as [`Lab::notes`] does.
 pub(crate) fn notes_of(status: &serde_json::Value) -> Vec<String> {
     let details = status["noteDetails"].as_array().map(Vec::as_slice).unwrap_or_default();
-    // The texts alone are the same notes.
+    // `notes` has the same texts.
     assert_eq!(status["notes"].as_array().map_or(0, Vec::len), details.len(), "{status}");
     let note = |note: &serde_json::Value| {
         let code = note["code"].as_str().unwrap();

@@ -1,4 +1,4 @@
-//! File systems of a test's own, in a mount namespace: they end with the test, whatever ends that.
+//! File systems in a mount namespace, which end with the test, even if it is killed.
 
 use std::{
     ffi::OsStr,
@@ -9,7 +9,8 @@ use std::{
     process::{Child, ChildStdin, Command, Stdio},
 };
 
-/// Runs each line that it is given, and tells how that went. Its standard input closes when the test is gone.
+/// Runs each line of its standard input, and prints the result. The input closes at the end of the
+/// test.
 const HOLDER: &str =
     "mount --make-rprivate / && echo 0 && while read -r line; do eval \"$line\" >&2; echo $?; done";
 
@@ -22,8 +23,8 @@ pub(crate) struct Mounts {
 }
 
 impl Mounts {
-    /// A new one, with what is mounted outside; `None` where there can be none and none is required. Without root it comes with a user
-    /// namespace.
+    /// Creates a namespace with the mounts of the machine; `None` if that is impossible and not
+    /// required. Without root it has a user namespace too.
     pub(crate) fn new() -> Option<Self> {
         let user = !nix::unistd::geteuid().is_root();
         let mut unshare = Command::new("unshare");
@@ -51,25 +52,25 @@ impl Mounts {
         line.trim_end().to_owned()
     }
 
-    /// Runs a line of a shell in it, which has to succeed.
+    /// Runs a line of a shell in the namespace, which must succeed.
     pub(crate) fn sh(&mut self, line: &str) {
         writeln!(self.lines.as_mut().unwrap(), "{line}").unwrap();
         assert_eq!(self.answer(), "0", "{line}");
     }
 
-    /// A directory of this size in memory, in the place of `at`.
+    /// Mounts a tmpfs of this size over `at`.
     pub(crate) fn tmpfs(&mut self, at: &Path, options: &str) {
         fs::create_dir_all(at).unwrap();
         self.sh(&format!("mount -t tmpfs -o {options} tmpfs '{}'", at.display()));
     }
 
-    /// What is called `path` in it, for who is outside.
+    /// Returns the path for processes outside of the namespace.
     pub(crate) fn seen(&self, path: &Path) -> PathBuf {
         let root = PathBuf::from(format!("/proc/{}/root", self.holder.id()));
         root.join(path.strip_prefix("/").unwrap())
     }
 
-    /// Fills the file system of a directory of its own, but for so many bytes, by the file `filler`.
+    /// Fills the file system of a directory except for this number of bytes, by the file `filler`.
     pub(crate) fn fill(&self, dir: &Path, but_for: u64) {
         let free = fs2::available_space(self.seen(dir)).unwrap();
         let mut filler = fs::File::options()
@@ -80,7 +81,7 @@ impl Mounts {
         let page = [b'f'; 4096];
         for _ in 0..free.saturating_sub(but_for) / 4096 {
             match filler.write_all(&page) {
-                // Whoever else writes there was faster.
+                // Another process wrote meanwhile.
                 Err(error) if error.kind() == std::io::ErrorKind::StorageFull => break,
                 done => done.unwrap(),
             }
@@ -88,12 +89,12 @@ impl Mounts {
         assert!(filler.metadata().unwrap().size() > 0);
     }
 
-    /// Makes room again.
+    /// Removes the filler.
     pub(crate) fn make_room(&self, dir: &Path) {
         fs::remove_file(self.seen(dir).join("filler")).unwrap();
     }
 
-    /// `program` in it; it keeps the pid that it is started with.
+    /// Returns a command of `program` in the namespace, which has the PID of the child.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut nsenter = Command::new("nsenter");
         nsenter.arg("--target").arg(self.holder.id().to_string()).arg("--mount");

@@ -1,4 +1,5 @@
-//! A network of a test's own: a namespace with the bridge `br0`, 192.168.97.1/24. It ends with the test, whatever ends that.
+//! A network namespace with the bridge `br0`, 192.168.97.1/24. It ends with the test, even if that
+//! is killed.
 
 use std::{
     ffi::OsStr,
@@ -6,8 +7,8 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-/// Holds the namespace, and tells by its first line when all is up and taps can be made. Its standard input closes when the
-/// test is gone.
+/// Holds the namespace, and prints a line when all interfaces are up and taps can be created. Its
+/// standard input closes at the end of the test.
 const HOLDER: &str = "ip link set lo up && ip link add br0 type bridge && ip addr add 192.168.97.1/24 dev br0 && \
                       ip link set br0 up && ip tuntap add probe mode tap && ip link del probe && echo up && \
                       exec cat >/dev/null";
@@ -19,7 +20,8 @@ pub(crate) struct Network {
 }
 
 impl Network {
-    /// A new one; `None` where there can be none and none is required. Without root it comes with a user namespace.
+    /// Creates a namespace; `None` if that is impossible and not required. Without root it has a
+    /// user namespace too.
     pub(crate) fn new() -> Option<Self> {
         let user = !nix::unistd::geteuid().is_root();
         let mut unshare = Command::new("unshare");
@@ -41,7 +43,7 @@ impl Network {
         None
     }
 
-    /// `program` in this network; it keeps the pid that it is started with.
+    /// Returns a command of `program` in the namespace, which has the PID of the child.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut nsenter = Command::new("nsenter");
         nsenter.arg("--target").arg(self.holder.id().to_string()).arg("--net");

@@ -1,10 +1,11 @@
-//! The oldest QEMU that qvm works with.
+//! The oldest QEMU that qvm supports.
 
 use std::{path::Path, process::Command};
 
 use super::{Lab, required};
 
-/// A lab whose QEMU is 7.2; `None` where that was not built. `QVM_TEST_REQUIRE=qemu-7.2` demands it.
+/// Creates a lab with QEMU 7.2; `None` if that is not built. `QVM_TEST_REQUIRE=qemu-7.2` requires
+/// it.
 pub(crate) fn lab() -> Option<Lab> {
     let archive = std::env::var_os("QVM_GUESTS")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/guests"), Into::into)

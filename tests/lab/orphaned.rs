@@ -4,15 +4,15 @@ use std::path::{Path, PathBuf};
 
 use super::{Lab, guest, runs, signal};
 
-/// The VM `web`, whose supervisor was killed. Its QEMU is killed when this is dropped, with or without
-/// its record.
+/// The VM `web`, whose supervisor was killed. Its QEMU is killed when this is dropped, even without
+/// a run record.
 pub(crate) struct Orphaned {
     pub(crate) lab: Lab,
     pub(crate) qemu: i32,
 }
 
 impl Orphaned {
-    /// `None` where there is no guest image of this name.
+    /// `None` without a guest image of this name.
     pub(crate) fn new(image: &str) -> Option<Self> {
         let image = guest(image)?;
         let lab = Lab::new();
@@ -20,7 +20,7 @@ impl Orphaned {
         Some(Self::of(lab))
     }
 
-    /// The same with a guest that has booted.
+    /// Creates the VM with a guest that has booted.
     pub(crate) fn booted(image: &str) -> Option<Self> {
         let image = guest(image)?;
         let mut lab = Lab::new();
@@ -48,7 +48,8 @@ impl Orphaned {
         self.lab.runtime("web", "record.json")
     }
 
-    /// The liveness locks of the VM: that of the runtime directory, and that beside the disks.
+    /// The liveness locks of the VM: the one in the runtime directory, and the one beside the
+    /// disks.
     pub(crate) fn locks(&self) -> [PathBuf; 2] {
         locks(&self.lab, "web")
     }

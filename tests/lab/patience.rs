@@ -1,28 +1,28 @@
-//! Waits that end with standstill, not with the clock: a loaded machine without KVM is ten times
-//! slower than an idle one, and not broken.
+//! Waits that end when there is no progress, not after a fixed time: a loaded machine without KVM
+//! can be ten times slower than an idle one.
 
 use std::{
     path::Path,
     time::{Duration, Instant},
 };
 
-/// Time without any progress after which something counts as hung.
+/// The time without progress after which a wait fails.
 const STILL: Duration = Duration::from_secs(300);
-/// Time after which it counts as hung whatever progress it makes.
+/// The time after which a wait fails even with progress.
 const TOTAL: Duration = Duration::from_secs(1200);
-/// The shortest time between two checks of a condition.
+/// The minimum time between two checks of a condition.
 const POLL: Duration = Duration::from_millis(10);
 
-/// Sleeps until the next check of a condition whose last check took `checked`. A check that starts a
-/// program must not take the CPU that the guest needs to get ready.
+/// Sleeps until the next check of a condition whose last check took `checked`. A check that starts
+/// a program must not take the CPU that the guest needs to become ready.
 pub(crate) fn rest(checked: Duration) {
     std::thread::sleep((checked * 2).max(POLL));
 }
 
-/// Why a wait was given up.
+/// The reason of a failed wait.
 #[derive(Debug)]
 pub(crate) struct Standstill {
-    /// Since the wait began.
+    /// Since the beginning of the wait.
     pub(crate) after: Duration,
     /// Since the last progress.
     pub(crate) still: Duration,

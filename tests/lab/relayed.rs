@@ -1,4 +1,4 @@
-//! A relay between a supervisor and QEMU's monitor, which cuts the connection at a command.
+//! A relay between a supervisor and QEMU's monitor, which closes the connection at a command.
 
 use std::{
     fs,
@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 
 use super::{LONG, orphaned::Orphaned};
 
-/// Where a connection is cut: at a command of this name, which QEMU still gets or does not get.
+/// The command at which a connection is closed, before or after QEMU receives it.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Cut {
     Before(&'static str),
@@ -64,7 +64,7 @@ impl DerefMut for Relayed {
 }
 
 impl Relayed {
-    /// `None` where there is no guest image of this name.
+    /// `None` without a guest image of this name.
     pub(crate) fn new(image: &str) -> Option<Self> {
         let vm = Orphaned::booted(image)?;
         let lab = &vm.lab;
@@ -92,7 +92,7 @@ impl Relayed {
         *self.next.lock().unwrap() = Some(cut);
     }
 
-    /// Waits until the connection was cut. No supervisor gets another one before `goes_on`.
+    /// Waits until the connection was closed. No supervisor gets another one before `goes_on`.
     pub(crate) fn is_cut(&self) {
         self.cuts.recv_timeout(LONG).unwrap();
     }
@@ -101,24 +101,24 @@ impl Relayed {
         self.go.send(()).unwrap();
     }
 
-    /// QEMU's run state.
+    /// Returns QEMU's run state.
     pub(crate) fn run_state(&self) -> String {
         let mut lines = connect(&self.real, "query-status");
         let status = lines.find(|line| line["return"]["status"].is_string()).unwrap();
         status["return"]["status"].as_str().unwrap().to_owned()
     }
 
-    /// Ends QEMU past the supervisor.
+    /// Kills QEMU without its supervisor.
     pub(crate) fn ends(&self) {
-        // The connection closes with it.
+        // The connection closes with QEMU.
         connect(&self.real, "quit").for_each(drop);
         super::until("QEMU has exited", || !super::runs(self.qemu));
-        // Nobody listens there any more.
+        // No process listens on the socket now.
         fs::rename(&self.real, self.lab.runtime("web", "qmp.sock")).unwrap();
     }
 }
 
-/// Passes lines on until one side closes, or the connection is to be cut: `true` then.
+/// Relays lines until one side closes (false), or the connection is to be closed (true).
 fn relay(supervisor: &UnixStream, monitor: &UnixStream, next: &Mutex<Option<Cut>>) -> bool {
     let (said, replies) = channel::<String>();
     thread::scope(|scope| {
@@ -142,7 +142,7 @@ fn relay(supervisor: &UnixStream, monitor: &UnixStream, next: &Mutex<Option<Cut>
                 send(monitor, &format!("{line}\n"), &fds);
             }
             if matches!(cut, Some(Cut::Behind(_))) {
-                // QEMU forgets the commands of a connection that closes.
+                // QEMU discards the commands of a closed connection.
                 let id = command["id"].clone();
                 let is_reply = |line: &String| {
                     let line: Value = serde_json::from_str(line).unwrap();
@@ -159,7 +159,7 @@ fn relay(supervisor: &UnixStream, monitor: &UnixStream, next: &Mutex<Option<Cut>
     })
 }
 
-/// The lines that a supervisor sends, each with the descriptors that come with it.
+/// The lines of a supervisor, each with its descriptors.
 struct Commands<'a> {
     stream: &'a UnixStream,
     read: Vec<u8>,
@@ -203,7 +203,7 @@ fn send(monitor: &UnixStream, line: &str, fds: &[OwnedFd]) {
     sendmsg(monitor, &line, &mut control, SendFlags::empty()).unwrap();
 }
 
-/// Sends one command to the monitor; all that QEMU says then.
+/// Sends one command to the monitor; returns all output of QEMU after it.
 fn connect(real: &Path, command: &str) -> impl Iterator<Item = Value> {
     let stream = UnixStream::connect(real).unwrap();
     stream.set_read_timeout(Some(LONG)).unwrap();
@@ -218,7 +218,7 @@ fn connect(real: &Path, command: &str) -> impl Iterator<Item = Value> {
     })
 }
 
-/// Does one command at the monitor, and waits for an event that comes of it.
+/// Executes one command at the monitor, and waits for an event that it causes.
 pub(crate) fn command_qemu(real: &Path, command: &str, event: &str) {
     assert!(connect(real, command).any(|line| line["event"] == event), "no event {event}");
 }

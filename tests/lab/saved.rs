@@ -1,5 +1,5 @@
-//! VMs that boot once for many tests: the guest's state is kept beside the guest images, and each
-//! test continues from it in a lab of its own.
+//! VMs that boot once for many tests: the guest's state is saved beside the guest images, and each
+//! test continues from it in a new lab.
 
 use std::{
     fs::{self, File},
@@ -11,11 +11,11 @@ use sha2::{Digest, Sha256};
 
 use super::{Lab, guests};
 
-/// What a saved VM was made from: a state is used only where all of it is the same.
+/// The inputs of a saved VM: a state is used only with the same inputs.
 pub(crate) struct Key(Sha256);
 
 impl Key {
-    /// The version of QEMU, and what `more` says.
+    /// The version of QEMU, and the text of `more`.
     pub(crate) fn new(more: &str) -> Self {
         let program = std::env::var_os("QVM_TEST_QEMU").unwrap_or("qemu-system-x86_64".into());
         let version = Command::new(program).arg("--version").output().unwrap();
@@ -28,7 +28,7 @@ impl Key {
         self
     }
 
-    /// A file, by its content; of a guest image, by the checksum that its build wrote beside it.
+    /// The content of a file; for a guest image, the checksum that its build wrote beside it.
     pub(crate) fn and_file(self, path: &Path) -> Self {
         let sum = PathBuf::from(format!("{}.sha256", path.display()));
         let bytes = fs::read(if sum.exists() { &sum } else { path }).unwrap();
@@ -41,8 +41,8 @@ impl Key {
 }
 
 impl Lab {
-    /// A lab in which the VM `vm` is suspended, as `prepare` left it. `prepare` runs once for each
-    /// key; what it has written beside the VM file is in the lab too.
+    /// Returns a lab with the VM `vm` suspended, as `prepare` left it. `prepare` runs once for each
+    /// key; its files beside the VM file are in the lab too.
     pub(crate) fn saved(vm: &str, kind: &str, key: Key, prepare: impl FnOnce() -> Self) -> Self {
         let saved = guests().join("saved");
         fs::create_dir_all(&saved).unwrap();
@@ -65,16 +65,16 @@ impl Lab {
         lab
     }
 
-    /// Continues a suspended VM where it was.
+    /// Resumes a suspended VM.
     pub(crate) fn restore(&self, vm: &str) {
         assert!(self.state(vm, "saved.state").exists());
         self.ok(&["start", vm]);
-        // A VM whose state QEMU refuses boots instead.
+        // If QEMU refuses the saved state, the VM boots instead.
         assert!(!self.state(vm, "unusable.state").exists(), "{}", self.status(vm)["notes"]);
     }
 }
 
-/// Copies a directory's content, with holes and owners, into another directory.
+/// Copies the content of a directory, with holes and owners.
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     let mut cp = Command::new("cp");
@@ -82,8 +82,8 @@ fn copy(from: &Path, to: &Path) {
     assert!(cp.status().unwrap().success(), "cp {} {}", from.display(), to.display());
 }
 
-/// Removes the states of other keys that no test uses. Their locks stay: another test may be waiting
-/// for one.
+/// Removes the states of other keys that no test uses. Their locks stay, because another test may
+/// wait for one.
 fn remove_others(saved: &Path, prefix: &str) {
     for entry in fs::read_dir(saved).unwrap().flatten() {
         let path = entry.path();

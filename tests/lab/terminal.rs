@@ -1,4 +1,4 @@
-//! A program on a terminal: what it shows, and where an operator types. It ends with the test.
+//! A program on a pseudoterminal, which ends with the test.
 
 use std::{
     fs::File,
@@ -24,13 +24,13 @@ use rustix::{
 
 use super::until;
 
-/// Columns and lines of the terminal: those of a real one of old.
+/// The columns and lines of the terminal.
 pub(crate) const COLUMNS: u16 = 80;
 pub(crate) const LINES: u16 = 24;
 
 pub(crate) struct Terminal {
     pub(crate) child: Child,
-    /// The program's side and the operator's; none once it is hung up.
+    /// The program's side and the operator's side; `None` after a hangup.
     ends: Option<(OwnedFd, File)>,
     shown: Arc<Mutex<Vec<u8>>>,
     hangs_up: Arc<AtomicBool>,
@@ -41,7 +41,7 @@ impl Terminal {
     pub(crate) fn open(command: &mut Command) -> Self {
         let size = Winsize { ws_row: LINES, ws_col: COLUMNS, ws_xpixel: 0, ws_ypixel: 0 };
         let pty = openpty(Some(&size), None).unwrap();
-        // Nobody else holds it: else it could not be hung up.
+        // No other process may have the operator's side open: it could not be hung up.
         for end in [&pty.slave, &pty.master] {
             fcntl_setfd(end, FdFlags::CLOEXEC).unwrap();
         }
@@ -53,7 +53,7 @@ impl Terminal {
             .stderr(side())
             .spawn()
             .unwrap();
-        // The command keeps its copies.
+        // The command keeps copies.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let operator = File::from(pty.master);
         let (shown, hangs_up) = (Arc::new(Mutex::new(vec![])), Arc::new(AtomicBool::new(false)));
@@ -75,29 +75,29 @@ impl Terminal {
         Self { child, ends, shown, hangs_up, reading }
     }
 
-    /// The operator's side is closed, and so is the test's copy of the program's.
+    /// Closes the operator's side, and the test's copy of the program's side.
     pub(crate) fn hang_up(&mut self) {
         self.hold();
         self.ends = None;
     }
 
-    /// What is written to it is not read any more.
+    /// Stops reading the output.
     pub(crate) fn hold(&mut self) {
         self.hangs_up.store(true, Ordering::Relaxed);
         self.reading.take().unwrap().join().unwrap();
     }
 
-    /// How the terminal behaves, as far as programs change that.
+    /// The terminal attributes that programs change.
     pub(crate) fn modes(&self) -> String {
         format!("{:?}", tcgetattr(&self.ends.as_ref().unwrap().0).unwrap())
     }
 
-    /// All that was ever written to it.
+    /// The complete output.
     pub(crate) fn written(&self) -> Vec<u8> {
         self.shown.lock().unwrap().clone()
     }
 
-    /// Waits until `text` was written to it so many times.
+    /// Waits until the output contains `text` this number of times.
     pub(crate) fn shows(&self, text: &str, count: usize) {
         until(&format!("the terminal shows `{text}`"), || {
             String::from_utf8_lossy(&self.written()).matches(text).count() >= count
@@ -112,7 +112,7 @@ impl Terminal {
         !tcgetattr(&self.ends.as_ref().unwrap().0).unwrap().local_flags.contains(LocalFlags::ICANON)
     }
 
-    /// Waits for the program's end; its exit code, `None` after a signal.
+    /// Waits for the end of the program; returns its exit code, `None` after a signal.
     pub(crate) fn code(&mut self) -> Option<i32> {
         let mut ended = None;
         until("the program on the terminal ends", || {

@@ -1,4 +1,4 @@
-//! The time that a test takes, for the list of the slowest ones that `make test` prints.
+//! The durations of tests, for the list of the slowest ones that `make test` prints.
 
 use std::{
     fs::OpenOptions,
@@ -27,7 +27,7 @@ impl Drop for Timed {
             return;
         };
         let line = format!("{name} {:.3} {:.3}\n", self.0, seconds());
-        // Nobody waits for the list: a test does not fail for it.
+        // A test does not fail if the list cannot be written.
         let _ = OpenOptions::new()
             .append(true)
             .open(file)

@@ -1,18 +1,18 @@
-//! Tests in a network namespace of their own, as root or, with user namespaces, as anybody.
+//! Tests in a new network namespace, as root or, with user namespaces, as any user.
 
 use std::process::Command;
 
-/// Set inside.
+/// Set in the namespace.
 const INSIDE: &str = "QVM_TEST_NETNS";
 
 /// Runs `body` in a new network namespace with its loopback up.
 ///
-/// `module` is the caller's `module_path!()` and `name` the calling test: the test binary is executed
-/// again for this one test, under unshare(1), since a process with threads can neither enter a user
-/// namespace nor move all of itself into a network namespace. Processes that `body` starts are in
-/// the namespace too.
+/// `module` is the caller's `module_path!()` and `name` the calling test: unshare(1) executes the
+/// test binary again for this test, because a process with threads can neither enter a user
+/// namespace nor move all threads into a network namespace. Child processes of `body` are in the
+/// namespace too.
 ///
-/// Where namespaces or taps are not allowed the test is skipped with the reason; with
+/// If namespaces or taps are not allowed, the test is skipped with the reason; with
 /// `QVM_TEST_REQUIRE=netns` it fails.
 pub(crate) fn inside(module: &str, name: &str, body: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
@@ -23,7 +23,7 @@ pub(crate) fn inside(module: &str, name: &str, body: impl FnOnce()) {
     if !nix::unistd::geteuid().is_root() {
         unshare.extend(["--user", "--map-root-user"]);
     }
-    // /dev/net/tun is 0666 where udev made it, 0600 where nobody did.
+    // udev creates /dev/net/tun with mode 0666; without udev it has mode 0600.
     let probe = Command::new(unshare[0])
         .args(&unshare[1..])
         .args(["sh", "-c", ": <>/dev/net/tun"])
@@ -42,7 +42,7 @@ pub(crate) fn inside(module: &str, name: &str, body: impl FnOnce()) {
         eprintln!("skipped: no network namespace with taps: {reason}");
         return;
     }
-    // The test harness names a test without the crate.
+    // The test harness omits the name of the crate.
     let name = module.split_once("::").map_or(name.to_owned(), |(_, m)| format!("{m}::{name}"));
     let output = Command::new(unshare[0])
         .args(&unshare[1..])
@@ -58,15 +58,15 @@ pub(crate) fn inside(module: &str, name: &str, body: impl FnOnce()) {
     assert!(output.status.success(), "failed inside the namespace: {}", output.status);
 }
 
-/// `ip ARGS`, which must succeed.
+/// Runs `ip ARGS`, which must succeed.
 pub(crate) fn ip(args: &str) -> String {
     let output = Command::new("ip").args(args.split_whitespace()).output().unwrap();
     assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What `ip -d link` knows of an interface; `None` where there is none.
-#[allow(dead_code)] // Not every test binary asks.
+/// Returns an interface as printed by `ip -d link`; `None` if it does not exist.
+#[allow(dead_code)] // Not used by every test binary.
 pub(crate) fn interface(name: &str) -> Option<serde_json::Value> {
     let all: serde_json::Value = serde_json::from_str(&ip("-j -d link show")).unwrap();
     all.as_array().unwrap().iter().find(|i| i["ifname"] == name).cloned()

@@ -1,11 +1,11 @@
-# What nix/module.nix makes of definitions of services.qvm.
+# The output of nix/module.nix for definitions of services.qvm.
 {
   vms ? { },
   guests ? { },
   settings ? { },
-  # Where qvm and other programs are.
+  # The paths of qvm and other programs.
   store ? "/store",
-  # Whether a script is its text, instead of a path.
+  # Whether a script is represented by its text instead of a path.
   scriptTexts ? false,
 }:
 let
@@ -30,7 +30,7 @@ let
   module = import ../../nix/module.nix { inherit config lib pkgs; };
   options = module.options.services.qvm;
   made = module.config;
-  # Definitions in the test override the module's own, which are defaults.
+  # Definitions of the test override those of the module, which are defaults.
   merged = builtins.mapAttrs (
     name: vm: vm // (vms.${name} or { }) // { image = vm.image or { } // vms.${name}.image or { }; }
   ) made.services.qvm.vms;
@@ -43,7 +43,7 @@ let
     systemd.package = "${store}/systemd";
   };
 
-  # The definitions of a unit as NixOS writes them into its file, or its drop-in.
+  # The definitions of a unit as NixOS writes them into its file or its drop-in.
   lines =
     section: values:
     lib.concatLines (

@@ -1,7 +1,7 @@
-# Every key that nix/keys.nix and nix/host-keys.nix have an option for, as the documents write it.
+# Every key with an option in nix/keys.nix and nix/host-keys.nix, as the documents write it.
 let
   lib = import ./lib.nix // {
-    # Types that show what is in them.
+    # Types that show their parts.
     mkOption = option: option;
     types = (import ./lib.nix).types // {
       nullOr = type: type;

@@ -1,5 +1,5 @@
-# The part of nixpkgs' `lib` and module system that nix/ uses, for a machine without nixpkgs. A value
-# is checked as nixpkgs checks it; a name that is not here fails the evaluation.
+# The part of nixpkgs' `lib` and module system that nix/ uses, for a machine without nixpkgs. A
+# value is checked like in nixpkgs; an unknown name fails the evaluation.
 rec {
   inherit (builtins)
     mapAttrs
@@ -86,7 +86,8 @@ rec {
 
   shown = value: if builtins.isPath value then toString value else builtins.toJSON value;
 
-  # A type is a function of the option's path and a value, which returns the value with defaults in it.
+  # A type is a function of the option's path and a value, which returns the value with its
+  # defaults.
   types = rec {
     check = description: ok: {
       inherit description ok;
@@ -161,7 +162,7 @@ rec {
         ) (options // value);
   };
 
-  # What values of options become, with their defaults.
+  # The values of options with their defaults.
   given =
     options: at: values:
     types.submodule { inherit options; } at values;

@@ -1,4 +1,5 @@
-# The module, the package and the NixOS test, evaluated with a real nixpkgs. Every attribute is one evaluation.
+# The module, the package and the NixOS test, evaluated with a real nixpkgs. Every attribute is one
+# evaluation.
 {
   nixpkgs,
   # Definitions of services.qvm.
@@ -37,13 +38,13 @@ let
 in
 {
   inherit (ours.package) version drvPath;
-  # The options, and the messages of assertions that fail: much faster than a whole system.
+  # The options, and the messages of failed assertions: much faster than a whole system.
   options = {
     inherit (given.services.qvm) vms settings;
     failed = map (one: one.message) (builtins.filter (one: !one.assertion) given.assertions);
   };
   toplevel = given.system.build.toplevel.drvPath;
-  # As they are written to files: by name, `text` of the unit.
+  # As written to files: by name, the `text` of the unit.
   units = builtins.mapAttrs (_: unit: unit.text) given.systemd.units;
   userUnits = builtins.mapAttrs (_: unit: unit.text) given.systemd.user.units;
   guestFacts = builtins.mapAttrs (_: guest: {

@@ -1,6 +1,6 @@
-//! Frames as bytes, and a socket that sees what passes over an interface.
+//! Frames as bytes, and a socket that receives the frames of an interface.
 
-#![allow(dead_code)] // Each test binary uses its own part of it.
+#![allow(dead_code)] // No test binary uses all of it.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
@@ -19,7 +19,7 @@ pub(crate) type Mac = [u8; 6];
 
 pub(crate) const EVERYBODY: Mac = [0xff; 6];
 
-/// Sees every frame that comes in at one interface.
+/// Receives every frame that arrives at one interface.
 pub(crate) struct Ear {
     socket: OwnedFd,
     index: usize,
@@ -39,7 +39,7 @@ impl Ear {
         Self { socket, index }
     }
 
-    /// The next frame; its outer VLAN tag is not among its bytes.
+    /// Returns the next frame, without its outer VLAN tag.
     pub(crate) fn next(&self) -> Vec<u8> {
         loop {
             let mut buffer = vec![0; 4096];
@@ -54,7 +54,7 @@ impl Ear {
         }
     }
 
-    /// Everything that came before a frame for which this holds.
+    /// Returns all frames before one that satisfies the condition.
     pub(crate) fn until(&self, last: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
         let mut seen = vec![];
         loop {
@@ -71,7 +71,7 @@ pub(crate) fn ethernet(to: Mac, from: Mac, protocol: u16, payload: &[u8]) -> Vec
     [&to[..], &from, &protocol.to_be_bytes(), payload].concat()
 }
 
-/// `ethernet` with a tag before its protocol.
+/// Returns `ethernet` with a VLAN tag before its protocol.
 pub(crate) fn tagged(frame: &[u8], tag: u16, vlan: u16) -> Vec<u8> {
     [&frame[..12], &tag.to_be_bytes(), &vlan.to_be_bytes(), &frame[12..]].concat()
 }
@@ -99,7 +99,7 @@ pub(crate) fn ipv6(from: &str, to: &str, next: u8, payload: &[u8]) -> Vec<u8> {
     [&head[..], &from.octets(), &to.octets(), payload].concat()
 }
 
-/// A neighbour solicitation (135) or advertisement (136).
+/// A neighbor solicitation (135) or advertisement (136).
 pub(crate) fn neighbour(kind: u8, target: &str) -> Vec<u8> {
     let target: Ipv6Addr = target.parse().unwrap();
     [&[kind, 0, 0, 0, 0x20, 0, 0, 0][..], &target.octets()].concat()

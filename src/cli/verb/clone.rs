@@ -1,4 +1,4 @@
-//! `qvm clone`: copies a stopped VM; the copy has an identity of its own.
+//! `qvm clone`: copies a stopped VM; the copy has a new identity.
 
 use std::path::Path;
 
@@ -31,15 +31,21 @@ pub struct Args {
 /// The VM is not stopped, the name exists, a disk cannot be copied, or the copy does not start.
 pub async fn run(
     args: &Args,
-    means: IdentitySource,
+    identity_source: IdentitySource,
     exe: &Path,
     manager: Option<Scope>,
     terminal: bool,
 ) -> Result<(), Failure> {
-    let (from, name, layout) = (&args.from, &args.new, means.layout.clone());
+    let (from, name, layout) = (&args.from, &args.new, identity_source.layout.clone());
     let [source, copy] = [from, name].map(Clone::clone);
     let cloned = super::long(move |cancel| {
-        transfer::clone::clone(&means, &source, &copy, &mut TerminalProgress::new(terminal), cancel)
+        transfer::clone::clone(
+            &identity_source,
+            &source,
+            &copy,
+            &mut TerminalProgress::new(terminal),
+            cancel,
+        )
     });
     let cloned = cloned.await?.map_err(|error| super::transfer_failure(&error, from))?;
     super::reload_units(name, manager).await?;

@@ -158,7 +158,7 @@ async fn copy(
     let mut bytes = vec![0; 16 << 10];
     let mut unwritten: Option<Vec<u8>> = None;
     loop {
-        // A terminal that is held (Ctrl-S) holds up neither keys nor signals.
+        // A stopped terminal (Ctrl-S) delays neither keys nor signals.
         tokio::select! {
             room = out.has_room(), if unwritten.is_some() => {
                 room.map_err(|error| Failure::output(&error))?;
@@ -174,11 +174,11 @@ async fn copy(
                 Input::Vanished(vanished) => return Ok(Ended::Vanished(vanished)),
                 Input::Typed(typed) => {
                     let (keys, leave) = keys(&typed, operator.on_terminal);
-                    // A console that closed says so by its end.
+                    // The end of the console reports a closed console.
                     if !operator.read_only {
                         tokio::select! {
                             _ = to.write_all(keys) => {}
-                            // A guest that does not read holds up nobody either.
+                            // A guest that does not read delays nothing either.
                             vanished = operator.session.end() => {
                                 return Ok(Ended::Vanished(vanished));
                             }

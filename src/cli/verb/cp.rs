@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_colon_after_a_name_is_a_guest() {
+    fn colon_after_name_is_a_guest_path() {
         let here = |path: &str| Ok(Place::Here(Local::File(path.into())));
         let guest = |path: &str| Ok(Place::Guest("web".parse().unwrap(), path.into()));
         for (text, place) in [

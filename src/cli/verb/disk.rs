@@ -211,7 +211,7 @@ async fn check(
     });
     let (file, owner, only) = (layout.vm_file(name), name.clone(), only.cloned());
     let checked = super::long(move |cancel| {
-        // Nobody starts the VM while these locks are held.
+        // The VM cannot be started while these locks are held.
         let _locks = vm_state::down(&paths).map_err(|error| match error {
             vm_state::Error::Alone(pid) => super::without_supervisor(&owner, pid),
             error => super::not_held(&error, &owner),

@@ -8,7 +8,7 @@ use crate::{
         table::{Screen, Style},
     },
     doctor::{
-        collect::{Sources, look},
+        collect::{Sources, inspect},
         rules::{Finding, Level, examine},
     },
     sys::descriptors,
@@ -36,7 +36,7 @@ const DESCRIPTORS: usize = 64;
 pub async fn run(args: &Args, from: &Sources<'_>, screen: Screen) -> Result<(), Failure> {
     descriptors::probe(DESCRIPTORS)
         .map_err(|error| Failure::from_io("cannot open files", &error))?;
-    let findings = examine(&look(from).await);
+    let findings = examine(&inspect(from).await);
     if args.json {
         let json = serde_json::to_string_pretty(&findings).map_err(|e| Failure::from_error(&e))?;
         super::print(&format!("{json}\n"))?;
@@ -76,7 +76,7 @@ mod tests {
     use crate::doctor::rules::FindingCode;
 
     #[test]
-    fn columns_and_what_to_do_below() {
+    fn findings_have_columns_and_remedies() {
         let finding = |level, about: &str, todo: Option<&str>| Finding {
             code: FindingCode::Kvm,
             level,

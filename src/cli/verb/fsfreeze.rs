@@ -122,8 +122,8 @@ async fn follow(program: &str, arguments: &[String], mut session: Session) -> st
         };
         // The terminal sends Ctrl-C to all programs in the foreground; many programs take a second
         // one as an immediate abort.
-        let told = signal == SIGINT && terminal::is_in_foreground();
-        if let (false, Some(signal)) = (told, Signal::from_named_raw(signal)) {
+        let is_signaled = signal == SIGINT && terminal::is_in_foreground();
+        if let (false, Some(signal)) = (is_signaled, Signal::from_named_raw(signal)) {
             // The program may have exited already.
             let _ = process.signal(signal);
         }

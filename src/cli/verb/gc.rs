@@ -183,9 +183,9 @@ fn confirm(yes: bool, question: &str, answer: &str, otherwise: &str) -> Result<(
         );
     }
     let _ = write!(io::stderr(), "{question} Type `{answer}` to confirm: ");
-    let mut said = String::new();
-    match io::stdin().read_line(&mut said) {
-        Ok(_) if said.trim() == answer => Ok(()),
+    let mut typed = String::new();
+    match io::stdin().read_line(&mut typed) {
+        Ok(_) if typed.trim() == answer => Ok(()),
         _ => Err(Failure::new(ErrorCode::NotConfirmed, format!("{otherwise}: not confirmed"))),
     }
 }

@@ -241,7 +241,7 @@ mod tests {
         place.file("Not-A-Name.toml", "autostart = true\nvcpu = 1\n");
         place.file("z.toml", "autostart = true\nvcpu = 1\n");
         fs::create_dir(place.0.path().join("c/vms/dir.toml")).unwrap();
-        let said = place.generate(Scope::System);
+        let output = place.generate(Scope::System);
         for (file, words) in [
             ("a.toml:2", "vcpu"),
             ("b.toml:2", ""),
@@ -249,10 +249,10 @@ mod tests {
             ("Not-A-Name.toml", "not a VM name"),
             ("dir.toml", "a directory"),
         ] {
-            let line = said
+            let line = output
                 .lines()
                 .find(|line| line.contains(file))
-                .unwrap_or_else(|| panic!("{file}: {said}"));
+                .unwrap_or_else(|| panic!("{file}: {output}"));
             assert!(line.contains(words), "{line}");
         }
         for name in ["a", "b", "c", "z"] {
@@ -265,7 +265,7 @@ mod tests {
         assert_eq!(place.link("qvm.target.wants/qvm@dir.service"), None);
         let kernel = fs::read_to_string(place.0.path().join("kmsg")).unwrap();
         assert!(kernel.lines().all(|line| line.starts_with("<3>qvm-generator: ")), "{kernel}");
-        assert_eq!(kernel.lines().count(), said.lines().count());
+        assert_eq!(kernel.lines().count(), output.lines().count());
     }
 
     #[test]
@@ -283,8 +283,11 @@ mod tests {
         place.file("a.toml", "vcpu = 1\n");
         place.file("b.toml", "vcpu = 1\n");
         fs::create_dir_all(place.0.path().join("normal/qvm@a.service.d/10-qvm.conf")).unwrap();
-        let said = place.generate(Scope::System);
-        assert!(said.starts_with("cannot write `") && said.contains("qvm@a.service.d"), "{said}");
+        let output = place.generate(Scope::System);
+        assert!(
+            output.starts_with("cannot write `") && output.contains("qvm@a.service.d"),
+            "{output}"
+        );
         assert!(place.drop_in("b").contains("[Unit]"));
     }
 

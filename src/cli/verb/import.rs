@@ -38,7 +38,7 @@ pub struct Args {
 /// The file is not a valid archive, or the VM exists.
 pub async fn run(
     args: &Args,
-    means: IdentitySource,
+    identity_source: IdentitySource,
     cwd: &Path,
     manager: Option<Scope>,
     terminal: bool,
@@ -59,7 +59,7 @@ pub async fn run(
     let (name, new_identity) = (args.name.clone(), args.new_identity);
     let imported = super::long(move |cancel| {
         let mut what = Import { from: &mut *from, called, length, name, new_identity };
-        import(&mut what, &means, &mut TerminalProgress::new(terminal), cancel)
+        import(&mut what, &identity_source, &mut TerminalProgress::new(terminal), cancel)
     });
     let imported = imported.await?.map_err(|error| refused(&error, args))?;
     super::reload_units(&imported.vm.name, manager).await?;

@@ -336,7 +336,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_two_largest_units() {
+    fn duration_has_two_largest_units() {
         let now: Timestamp = "2026-01-02T00:00:00Z".parse().unwrap();
         for (at, shown) in [
             ("2026-01-01T23:59:54Z", "6s"),

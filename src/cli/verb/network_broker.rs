@@ -32,7 +32,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             Some(listener) => (listener, false),
             None => {
                 let text = "no socket was passed to the network broker";
-                let hint = "`qvm-network.socket` starts it; by hand: `qvm network-broker SOCKET`";
+                let hint =
+                    "`qvm-network.socket` starts it; without systemd: `qvm network-broker SOCKET`";
                 return Err(Failure::new(ErrorCode::Usage, text).hint(hint.to_owned()));
             }
         },

@@ -247,7 +247,7 @@ fn summary(new: &New<'_>, vm: &Vm, path: &Path, layout: &Layout) -> String {
         let place = new.made_at.display();
         out.push_str(&format!("note: build the image and copy it to `{place}`\n"));
     }
-    if vm.cloud_init.as_ref().is_some_and(|told| told.ssh_authorized_keys.is_empty()) {
+    if vm.cloud_init.as_ref().is_some_and(|cloud_init| cloud_init.ssh_authorized_keys.is_empty()) {
         let keys = "no login is possible yet: `sshAuthorizedKeys` has no key";
         out.push_str(&format!("note: {keys}; `ssh-keygen` creates one\n"));
     }

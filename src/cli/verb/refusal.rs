@@ -146,11 +146,11 @@ pub(crate) async fn not_started(
             // The last line of the supervisor is more specific than its exit code; earlier lines
             // may be output of QEMU.
             let progress = |line: &&str| matches!(line.split(' ').nth(2), Some("INFO"));
-            let said: Vec<&str> = wrote.lines().filter(|line| !progress(line)).collect();
+            let lines: Vec<&str> = wrote.lines().filter(|line| !progress(line)).collect();
             // Its own error, hint and code. It has none if it was killed.
             match error.code() {
                 ErrorCode::SupervisorExited => Failure::described(error).about(name).exit(code),
-                _ => Failure::preformatted(code, said.join("\n")),
+                _ => Failure::preformatted(code, lines.join("\n")),
             }
         }
         start::Error::Unit { .. } => {

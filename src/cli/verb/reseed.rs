@@ -50,8 +50,8 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
     };
     let mut when = "at the next start";
     if let Ok(mut client) = Client::connect(&settings.paths().control_socket()).await {
-        let told = client.command(Command::Reload).await;
-        super::or_refused(told, &settings.layout, name).await?;
+        let reply = client.command(Command::Reload).await;
+        super::or_refused(reply, &settings.layout, name).await?;
         when = "when the guest reboots";
     }
     super::report(

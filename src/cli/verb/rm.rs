@@ -43,8 +43,8 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     {
         return Err(running(name));
     }
-    let told = |error: vm_state::Error| super::not_held(&error, name);
-    let found = vm_state::files(&paths).map_err(told)?;
+    let failure = |error: vm_state::Error| super::not_held(&error, name);
+    let found = vm_state::files(&paths).map_err(failure)?;
     if found.is_empty() {
         return Err(match layout.vm_file(name).symlink_metadata() {
             Ok(_) => Failure::new(ErrorCode::NothingToRemove, "nothing to remove").about(name),
@@ -54,12 +54,12 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     // The locks are held until everything is deleted, so that the VM cannot be started meanwhile.
     let held = vm_state::hold(&paths).map_err(|error| match error {
         vm_state::Error::Alone(pid) => super::without_supervisor(name, pid),
-        error => told(error),
+        error => failure(error),
     })?;
     if !args.yes {
         confirm(name, &found)?;
     }
-    held.remove().map_err(told)?;
+    held.remove().map_err(failure)?;
     super::print(&format!("{name}: removed {}\n", paths.state.display()))
 }
 

@@ -183,11 +183,11 @@ fn details(status: &Status, clock: &Clock) -> String {
     }
     for end in &status.ends {
         line("end:", Some(&format!("{}: {}", clock.shown(&end.at), end.reason)));
-        for said in end.detail.lines() {
-            line("", Some(said));
+        for text in end.detail.lines() {
+            line("", Some(text));
         }
-        for said in &end.console {
-            line("", Some(&format!("| {said}")));
+        for text in &end.console {
+            line("", Some(&format!("| {text}")));
         }
     }
     text

@@ -108,8 +108,8 @@ async fn is(what: Condition, layout: &Layout, name: &VmName) -> Result<bool, Fai
             done.is_ok_and(|done| {
                 let out = base64(&done.out).unwrap_or_default();
                 use crate::guest::readiness::{CloudInit, cloud_init};
-                let said = cloud_init(&String::from_utf8_lossy(&out), done.exit_code);
-                said != CloudInit::Going
+                let state = cloud_init(&String::from_utf8_lossy(&out), done.exit_code);
+                state != CloudInit::Going
             })
         }
     })

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use nix::net::if_::InterfaceFlags;
 
 use crate::{
-    doctor::rules::{Bridge, Interface, Port},
+    doctor::rules::{Bridge, BridgePort, Interface},
     value::IfName,
 };
 
@@ -21,11 +21,11 @@ pub fn read(sys: &Path, name: &IfName) -> Interface {
     let flags = fs::read_to_string(directory.join("flags")).unwrap_or_default();
     let flags = i32::from_str_radix(flags.trim().trim_start_matches("0x"), 16).unwrap_or_default();
     let ports = fs::read_dir(directory.join("brif")).into_iter().flatten().flatten();
-    let mut ports: Vec<Port> = ports
+    let mut ports: Vec<BridgePort> = ports
         .map(|port| {
             let name = port.file_name().to_string_lossy().into_owned();
             // Only the driver `tun` has this file.
-            Port { tap: net.join(&name).join("tun_flags").exists(), name }
+            BridgePort { tap: net.join(&name).join("tun_flags").exists(), name }
         })
         .collect();
     ports.sort_by(|a, b| a.name.cmp(&b.name));
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_sysfs_says() {
+    fn bridge_in_sysfs() {
         let sys = tempfile::tempdir().unwrap();
         let write = |path: &str, text: &str| {
             let path = sys.path().join("class/net").join(path);
@@ -70,7 +70,7 @@ mod tests {
             write(path, text);
         }
         let read = |name: &str| read(sys.path(), &name.parse().unwrap());
-        let port = |name: &str, tap| Port { name: name.to_owned(), tap };
+        let port = |name: &str, tap| BridgePort { name: name.to_owned(), tap };
         let ports = vec![port("eth0", false), port("qvm-web", true)];
         let bridge = Bridge { up: true, mtu: Some(9000), stp: 1, forward_delay: 1500, ports };
         assert_eq!(read("br0"), Interface::Bridge(bridge));

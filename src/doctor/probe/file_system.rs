@@ -2,17 +2,17 @@
 
 use std::{io, path::Path};
 
-use crate::doctor::rules::Room;
+use crate::doctor::rules::DiskSpace;
 
 /// Probes the directory, or its nearest existing parent.
 ///
 /// # Errors
 /// The error of statvfs(3).
-pub fn room(directory: &Path) -> io::Result<Room> {
+pub fn disk_space(directory: &Path) -> io::Result<DiskSpace> {
     let there = directory.ancestors().find(|above| above.is_dir()).unwrap_or(directory);
     let stat = rustix::fs::statvfs(there)?;
     let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-    Ok(Room {
+    Ok(DiskSpace {
         at: directory.display().to_string(),
         free: bytes(stat.f_bavail),
         total: bytes(stat.f_blocks),
@@ -24,9 +24,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_that_is_not_there_yet_is_in_the_one_above() {
+    fn missing_directory_is_probed_at_its_parent() {
         let directory = tempfile::tempdir().unwrap();
-        let room = room(&directory.path().join("a/b")).unwrap();
-        assert!(room.at.ends_with("/a/b") && room.free <= room.total && room.total > 0, "{room:?}");
+        let space = disk_space(&directory.path().join("a/b")).unwrap();
+        assert!(space.at.ends_with("/a/b") && space.total > 0, "{space:?}");
+        assert!(space.free <= space.total, "{space:?}");
     }
 }

@@ -4,10 +4,10 @@ use std::{fs, path::Path};
 
 use crate::doctor::rules::Module;
 
-/// The kernel's state of modules.
+/// The kernel modules of the host.
 #[derive(Debug)]
 pub struct Modules {
-    /// `/proc/modules` (proc(5)); empty where it cannot be read.
+    /// `/proc/modules` (proc(5)); empty if it cannot be read.
     loaded: String,
     /// `kernel.modules_disabled` is 1: no further module can be loaded.
     locked: bool,
@@ -41,13 +41,13 @@ impl Modules {
     ) -> Module {
         let mut loaded = self.loaded.lines().filter_map(|line| line.split(' ').next());
         if loaded.any(|loaded| loaded == name) {
-            return Module::There;
+            return Module::Available;
         }
         match modprobe() {
             // `builtin NAME`, or `insmod PATH` for the module and what it depends on.
-            Some(Ok(output)) if output.starts_with("builtin ") => Module::There,
-            Some(Ok(_)) if self.locked => Module::Shut,
-            Some(Ok(_)) => Module::There,
+            Some(Ok(output)) if output.starts_with("builtin ") => Module::Available,
+            Some(Ok(_)) if self.locked => Module::LoadingDisabled,
+            Some(Ok(_)) => Module::Available,
             Some(Err(_)) if self.installed => Module::NotInstalled,
             Some(Err(_)) | None => Module::Unknown,
         }
@@ -68,19 +68,19 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-        let answer = || modprobe.map(|said| said.map(Into::into).map_err(Into::into));
+        let answer = || modprobe.map(|output| output.map(Into::into).map_err(Into::into));
         Modules::read(root.path()).state("cls_bpf", answer)
     }
 
     #[test]
-    fn kernel_module_is_there() {
+    fn kernel_module_is_available() {
         let loaded = ("proc/modules", "tun 61440 1 - Live 0x0\ncls_bpf 28672 0 - Live 0x0\n");
         let locked = ("proc/sys/kernel/modules_disabled", "1\n");
-        assert_eq!(state(&[loaded], None), Module::There);
-        assert_eq!(state(&[loaded, locked], Some(Err("not found"))), Module::There);
-        assert_eq!(state(&[], Some(Ok(LOADABLE))), Module::There);
-        assert_eq!(state(&[], Some(Ok("builtin cls_bpf\n"))), Module::There);
-        assert_eq!(state(&[locked], Some(Ok("builtin cls_bpf\n"))), Module::There);
+        assert_eq!(state(&[loaded], None), Module::Available);
+        assert_eq!(state(&[loaded, locked], Some(Err("not found"))), Module::Available);
+        assert_eq!(state(&[], Some(Ok(LOADABLE))), Module::Available);
+        assert_eq!(state(&[], Some(Ok("builtin cls_bpf\n"))), Module::Available);
+        assert_eq!(state(&[locked], Some(Ok("builtin cls_bpf\n"))), Module::Available);
     }
 
     #[test]
@@ -91,7 +91,7 @@ mod tests {
         let locked = ("proc/sys/kernel/modules_disabled", "1\n");
         assert_eq!(state(&[installed], Some(Err("not found"))), Module::NotInstalled);
         assert_eq!(state(&[nixos], Some(Err("not found"))), Module::NotInstalled);
-        assert_eq!(state(&[locked], Some(Ok(LOADABLE))), Module::Shut);
+        assert_eq!(state(&[locked], Some(Ok(LOADABLE))), Module::LoadingDisabled);
         // A container sees the kernel but not its modules.
         assert_eq!(state(&[], Some(Err("not found"))), Module::Unknown);
         assert_eq!(state(&[other], Some(Err("not found"))), Module::Unknown);

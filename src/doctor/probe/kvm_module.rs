@@ -19,13 +19,13 @@ pub fn read(root: &Path, usable: Kvm) -> KvmSeen {
         flags.split_whitespace().any(|flag| matches!(flag, "vmx" | "svm"))
     });
     let device = fs::metadata(root.join("dev/kvm")).ok();
-    let roots_alone =
-        rustix::process::geteuid().is_root() && device.is_some_and(|d| is_roots(d.mode(), d.gid()));
-    KvmSeen { usable, roots_alone, module: module.map(str::to_owned), nested, offered }
+    let only_root = rustix::process::geteuid().is_root()
+        && device.is_some_and(|d| is_only_roots(d.mode(), d.gid()));
+    KvmSeen { usable, only_root, module: module.map(str::to_owned), nested, offered }
 }
 
 /// Whether only root has read and write access.
-fn is_roots(mode: u32, group: u32) -> bool {
+fn is_only_roots(mode: u32, group: u32) -> bool {
     let group = mode & 0o060 == 0o060 && group != 0;
     mode & 0o006 != 0o006 && !group
 }
@@ -39,7 +39,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let bare = KvmSeen {
             usable: Kvm::Missing,
-            roots_alone: false,
+            only_root: false,
             module: None,
             nested: false,
             offered: false,
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_root_gets_in_by_a_group_of_its_own_or_with_everybody() {
+    fn device_mode_and_group_admit_other_users() {
         for (mode, group, alone) in [
             (0o600, 0, true),
             (0o600, 36, true),
@@ -72,7 +72,7 @@ mod tests {
             (0o660, 36, false),
             (0o666, 0, false),
         ] {
-            assert_eq!(is_roots(0o020_000 | mode, group), alone, "{mode:o} {group}");
+            assert_eq!(is_only_roots(0o020_000 | mode, group), alone, "{mode:o} {group}");
         }
     }
 }

@@ -24,28 +24,27 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
     let found = &seen.network.filter_modules;
     let missing = NEEDED.iter().zip(found).find_map(|(name, found)| {
         Some(match found {
-            Module::There | Module::Unknown => return None,
+            Module::Available | Module::Unknown => return None,
             Module::NotInstalled => (
-                format!("finds no module `{name}`"),
-                "install the rest of its modules (a package such as `linux-modules-extra` or `kernel-modules-extra`), and \
-                 `modprobe -a sch_ingress cls_bpf`",
+                format!("has no module `{name}`"),
+                "install its extra modules (`linux-modules-extra` or `kernel-modules-extra`) and \
+                 run `modprobe -a sch_ingress cls_bpf`",
             ),
-            Module::Shut => (
-                format!("has not loaded `{name}`, and loads no module any more (`kernel.modules_disabled`)"),
-                "name `sch_ingress` and `cls_bpf` in a file of /etc/modules-load.d, and boot",
+            Module::LoadingDisabled => (
+                format!("cannot load `{name}` (`kernel.modules_disabled` is set)"),
+                "add `sch_ingress` and `cls_bpf` to a file in /etc/modules-load.d, then reboot",
             ),
         })
     });
     let Some((why, todo)) = missing else {
-        let all = !found.is_empty() && found.iter().all(|one| *one == Module::There);
-        let found = format!("the kernel filters what leaves the taps of {}", names(wanting));
+        let all = !found.is_empty() && found.iter().all(|one| *one == Module::Available);
+        let found = format!("the kernel can filter the traffic of the taps of {}", names(wanting));
         return all
             .then(|| Finding::ok(FindingCode::AntiSpoof, about, found))
             .into_iter()
             .collect();
     };
-    let unfiltered =
-        format!("this kernel {why}: what leaves the taps of {} is not filtered", names(wanting));
+    let unfiltered = format!("this kernel {why}: the taps of {} are not filtered", names(wanting));
     let finding = match demanding.as_slice() {
         [] => Finding::new(FindingCode::NotFiltered, Level::Warning, about, unfiltered),
         demanding => {
@@ -54,5 +53,5 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
             Finding::new(FindingCode::NotFiltered, Level::Error, about, refused)
         }
     };
-    vec![finding.todo(format!("{todo}; `antiSpoof = false` goes without"))]
+    vec![finding.todo(format!("{todo}; or set `antiSpoof = false`"))]
 }

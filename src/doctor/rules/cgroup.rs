@@ -23,7 +23,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
             let wanted = wanting(seen, |_| true);
             let hybrid = match (error, cgroups.hybrid) {
                 (weights::Error::Version1(_), true) => {
-                    "; cgroup v2 is mounted beside it, without its controllers (the \"hybrid\" layout)"
+                    "; cgroup v2 is also mounted, without its controllers (the \"hybrid\" layout)"
                 }
                 _ => "",
             };
@@ -44,7 +44,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
     };
     let later = match off.as_slice() {
         [] => String::new(),
-        off => format!("; to be had when a VM file asks for them: {}", list(off)),
+        off => format!("; enabled when a VM file requires them: {}", list(off)),
     };
     let found = format!(
         "version 2 at `{}`; controllers enabled for `{}`: {}{later}",
@@ -55,8 +55,10 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
     let missing = available.into_iter().filter(|(_, there)| !there).map(|(name, _)| {
         let wanted = wanting(seen, |controller| controller == name);
         let level = if wanted.is_empty() { Finding::note } else { Finding::warning };
-        level(FindingCode::CgroupNoController, "cgroup", format!("there is no controller `{name}`{}", without(&wanted))).todo(
-            "see `cgroup.controllers` at the root: the kernel's command line may disable it, or version 1 may have it",
+        let found = format!("there is no controller `{name}`{}", without(&wanted));
+        level(FindingCode::CgroupNoController, "cgroup", found).todo(
+            "check `cgroup.controllers` at the root: the kernel command line may disable the \
+             controller, or cgroup v1 may use it",
         )
     });
     std::iter::once(Finding::ok(FindingCode::Cgroup, "cgroup", found)).chain(missing).collect()

@@ -40,14 +40,14 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
             claims.entry(claim).or_default().push((&vm.name, by));
         }
     }
-    claims.into_iter().filter_map(|(claim, who)| twice(claim, &who)).collect()
+    claims.into_iter().filter_map(|(claim, who)| conflict(claim, &who)).collect()
 }
 
 /// Returns all claims of a VM.
 fn of(vm: &VmSeen) -> Vec<(Claim<'_>, By)> {
     let identity = vm.identity.as_ref().ok().and_then(Option::as_ref);
     let mut claims = Vec::new();
-    let mut take = |file: &Vm, by: By| {
+    let mut add = |file: &Vm, by: By| {
         for nic in &file.nics {
             let kept = || identity.and_then(|identity| identity.macs.get(&nic.name).copied());
             let mac = match nic.mac {
@@ -59,10 +59,10 @@ fn of(vm: &VmSeen) -> Vec<(Claim<'_>, By)> {
         }
     };
     if let Some(written) = &vm.written {
-        take(written, By::File);
+        add(written, By::File);
     }
     if let Some(booted) = vm.booted.as_ref().filter(|_| vm.runs) {
-        take(booted, By::Running);
+        add(booted, By::Running);
     }
     claims.extend(identity.map(|identity| (Claim::Uuid(&identity.uuid), By::Identity)));
     claims.extend(identity.and_then(|kept| Some((Claim::User(kept.uid?), By::Identity))));
@@ -70,7 +70,8 @@ fn of(vm: &VmSeen) -> Vec<(Claim<'_>, By)> {
     claims
 }
 
-fn twice(claim: Claim<'_>, who: &[(&VmName, By)]) -> Option<Finding> {
+/// Returns a finding if several VMs have the claim.
+fn conflict(claim: Claim<'_>, who: &[(&VmName, By)]) -> Option<Finding> {
     let mut vms: Vec<&VmName> = who.iter().map(|(vm, _)| *vm).collect();
     vms.sort();
     vms.dedup();
@@ -84,16 +85,15 @@ fn twice(claim: Claim<'_>, who: &[(&VmName, By)]) -> Option<Finding> {
     let all = names(vms.iter().copied());
     let has = |by: By| who.iter().any(|(_, who)| *who == by);
     let todo = match (has(By::Identity), has(By::Running)) {
-        _ if matches!(claim, Claim::User(_)) => {
-            "stop one that runs, and start it: whichever starts next is given a user of its own"
-        }
+        _ if matches!(claim, Claim::User(_)) => "stop and start one of them: it gets another UID",
         (true, _) => {
-            "if one is a copy of the other, stop it and remove its identity.toml: it gets its own at the next start"
+            "if one is a copy of the other, stop it and remove its identity.toml: the next start \
+             creates another identity"
         }
         (false, true) => {
-            "reboot the one whose VM file has changed (`qvm diff`), or give one another address"
+            "reboot the VM whose file has changed (`qvm diff`), or change one of the addresses"
         }
-        (false, false) => "give one of them another",
+        (false, false) => "change one of them",
     };
     let finding = match claim {
         Claim::Mac(mac) => Finding::error(
@@ -113,7 +113,7 @@ fn twice(claim: Claim<'_>, who: &[(&VmName, By)]) -> Option<Finding> {
         ),
         Claim::User(uid) => {
             let found =
-                format!("{all} have the same user {uid}: it keeps neither QEMU from the other");
+                format!("{all} have the same UID {uid}: their QEMU processes are not isolated");
             Finding::error(FindingCode::SameUser, "isolation", found)
         }
     };

@@ -1,11 +1,11 @@
-//! What `qvm doctor` can find, with stable codes.
+//! The findings of `qvm doctor`, with stable codes.
 
 use crate::value::codes;
 
 codes! {
-    /// What a finding is about. The words are stable; docs/reference/notes.md lists them.
+    /// The kind of a finding. The words are stable; docs/reference/notes.md lists them.
     pub enum FindingCode {
-        AntiSpoof "anti-spoof" "The kernel filters what leaves the taps.",
+        AntiSpoof "anti-spoof" "The kernel can filter the traffic of taps.",
         Bridge "bridge" "A bridge works.",
         BridgeDelay "bridge-delay" "Spanning tree delays new ports of a bridge.",
         BridgeDown "bridge-down" "A bridge is down.",
@@ -32,15 +32,15 @@ codes! {
         KvmNotOffered "kvm-not-offered" "The processor offers no virtualization.",
         KvmRootOnly "kvm-root-only" "Only root can open /dev/kvm.",
         KvmUnproven "kvm-unproven" "No KVM module is known to be loaded.",
-        MachineTypeDeprecated "machine-type-deprecated" "QEMU will remove the machine type of a VM.",
+        MachineTypeDeprecated "machine-type-deprecated" "A later QEMU lacks a VM's machine type.",
         MachineTypeGone "machine-type-gone" "QEMU has removed the machine type of a VM.",
         MachineTypeTooNew "machine-type-too-new" "The machine type of a VM is of a later QEMU.",
         Memory "memory" "The memory is sufficient for all VMs.",
         MemoryOvercommitted "memory-overcommitted" "VMs may need more memory than the host has.",
         NoQemuImg "no-qemu-img" "qemu-img is missing.",
-        NoSystemd "no-systemd" "systemd does not look for these VMs.",
+        NoSystemd "no-systemd" "systemd does not manage these VMs.",
         NotABridge "not-a-bridge" "The interface of `bridge` is not a bridge.",
-        NotFiltered "not-filtered" "The kernel cannot filter what leaves the taps.",
+        NotFiltered "not-filtered" "The kernel cannot filter the traffic of taps.",
         Qemu "qemu" "QEMU is usable.",
         QemuFault "qemu-fault" "This version of QEMU has a known fault.",
         QemuUnusable "qemu-unusable" "QEMU is missing or not usable.",

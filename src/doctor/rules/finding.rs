@@ -90,7 +90,7 @@ impl Finding {
         about: impl Into<String>,
         complaint: &Complaint,
     ) -> Self {
-        Self::new(code, level, about, &complaint.what).maybe_todo(complaint.way_out.as_deref())
+        Self::new(code, level, about, &complaint.what).maybe_todo(complaint.hint.as_deref())
     }
 
     #[must_use]
@@ -115,7 +115,7 @@ pub struct Complaint {
     /// The error.
     pub what: String,
     /// The hint.
-    pub way_out: Option<String>,
+    pub hint: Option<String>,
 }
 
 /// Formats names for a sentence: `a`, `b` and 3 more.

@@ -1,8 +1,8 @@
-//! The packet filter of the host: whether it may drop what guests send over a bridge.
+//! The packet filter of the host: whether it may drop frames of guests on a bridge.
 //!
 //! With the module `br_netfilter` (Docker loads it) bridged IP packets pass the forward hooks like
 //! routed ones, and a policy of drop (Docker sets it) ends them unless a rule accepts them. Which
-//! rules accept what is not interpreted: the operator reads them.
+//! rules accept which frames is not interpreted; the finding refers the operator to the rules.
 //! <https://wiki.libvirt.org/Net.bridge.bridge-nf-call_and_sysctl.conf.html>
 
 use serde::Deserialize;
@@ -88,7 +88,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
     };
     let called = network.netfilter.filter(|netfilter| netfilter.ipv4 || netfilter.ipv6);
     let Some(called) = called else {
-        let found = format!("bridged frames do not pass through it; there is: {programs}");
+        let found = format!("bridged frames do not pass through it; found: {programs}");
         return vec![Finding::ok(FindingCode::Firewall, "firewall", found)];
     };
     let chains: Vec<&ForwardChain> = views(network)
@@ -114,7 +114,7 @@ fn without_dropping_chain(seen: &Seen, programs: &str) -> Finding {
     let passes = "bridged frames pass through it (`bridge-nf-call-iptables`)";
     match (unknown, seen.network.firewalls.is_empty()) {
         (None, false) => {
-            let found = format!("{passes}, and no forward policy is drop; there is: {programs}");
+            let found = format!("{passes}, and no forward policy is drop; found: {programs}");
             Finding::ok(FindingCode::Firewall, "firewall", found)
         }
         (Some(why), _) => {
@@ -147,8 +147,8 @@ fn dropping(seen: &Seen, chain: &ForwardChain, called: Netfilter) -> Finding {
     .filter_map(|(setting, needed)| needed.then_some(setting))
     .collect();
     Finding::note(FindingCode::FirewallDrops, "firewall", found).todo(format!(
-        "`{}` lists its rules; `sysctl -w {}` exempts bridged frames (a file in /etc/sysctl.d keeps \
-         that, with br_netfilter in /etc/modules-load.d)",
+        "`{}` lists its rules; `sysctl -w {}` exempts bridged frames (permanently with \
+         a file in /etc/sysctl.d, and br_netfilter in /etc/modules-load.d)",
         chain.listing,
         settings.join(" ")
     ))

@@ -20,7 +20,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
             ));
         }
         Some(Ok(isolation)) if isolation.missing.is_empty() => {
-            let found = format!("QEMU is kept apart by all layers: {}", isolation.describe());
+            let found = format!("all layers are available for QEMU: {}", isolation.describe());
             findings.push(Finding::ok(FindingCode::Isolation, "isolation", found));
         }
         Some(Ok(isolation)) => {
@@ -38,7 +38,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
     let off: Vec<_> = seen.written().filter(|vm| vm.isolation == Mode::Off).collect();
     if !off.is_empty() {
         let found = format!(
-            "the QEMU of {} has all rights of its supervisor: `isolation = \"off\"`",
+            "the QEMU of {} has all privileges of its supervisor: `isolation = \"off\"`",
             names(off.iter().map(|vm| &vm.name))
         );
         findings.push(Finding::note(FindingCode::IsolationOff, "isolation", found));
@@ -50,17 +50,18 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
 fn todo(layer: Layer) -> &'static str {
     match layer {
         Layer::Uid => {
-            "run the VMs as root, by the system's units: a plain user's QEMU is that user"
+            "run the VMs as root, by system units: an unprivileged QEMU has its user's UID"
         }
         Layer::Network => {
-            "allow user namespaces (user.max_user_namespaces; on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0)"
+            "allow user namespaces (`user.max_user_namespaces`; on Ubuntu also \
+             `kernel.apparmor_restrict_unprivileged_userns=0`)"
         }
         Layer::Landlock => {
-            "Linux 5.13 with CONFIG_SECURITY_LANDLOCK, and `landlock` in the kernel's `lsm=` list"
+            "use Linux 5.13 or later with CONFIG_SECURITY_LANDLOCK, and `landlock` in `lsm=`"
         }
-        Layer::Seccomp => "a QEMU that was built with seccomp, as every distribution's is",
+        Layer::Seccomp => "use a QEMU with seccomp, such as the one of a distribution",
         Layer::Capabilities | Layer::NoNewPrivileges => {
-            "look at what the container or sandbox that qvm runs in forbids"
+            "check the restrictions of the container or sandbox of qvm"
         }
     }
 }

@@ -9,10 +9,10 @@ use crate::{control::isolation::Mode, machine::facts::Kvm, spec::Accel, value::V
 
 pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
     let kvm = &seen.kvm;
-    let wish = |wish: Accel| -> Vec<&VmName> {
+    let with = |wish: Accel| -> Vec<&VmName> {
         seen.written().filter(|vm| vm.accel == wish).map(|vm| &vm.name).collect()
     };
-    let (demand, automatic) = (wish(Accel::Kvm), wish(Accel::Auto));
+    let (demand, automatic) = (with(Accel::Kvm), with(Accel::Auto));
     let level = match (demand.is_empty(), automatic.is_empty()) {
         (false, _) => Level::Error,
         (true, false) => Level::Warning,
@@ -20,7 +20,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
     };
     let refused = match demand.as_slice() {
         [] => "guests run on TCG, an order of magnitude slower".to_owned(),
-        demand => format!("{} will not start: `accel` is `kvm`", names(demand.iter().copied())),
+        demand => format!("{} cannot start: `accel` is `kvm`", names(demand.iter().copied())),
     };
     let others: Vec<&VmName> = seen
         .written()
@@ -28,41 +28,41 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
         .map(|vm| &vm.name)
         .collect();
     let finding = match kvm.usable {
-        Kvm::Usable if kvm.roots_alone && !others.is_empty() => {
+        Kvm::Usable if kvm.only_root && !others.is_empty() => {
             let found = format!(
-                "/dev/kvm is open to root alone, and QEMU is another user: {} will not start",
+                "only root can open /dev/kvm, but QEMU has another user: {} cannot start",
                 names(others)
             );
             Finding::error(FindingCode::KvmRootOnly, "kvm", found).todo(
-                "`chgrp kvm /dev/kvm && chmod 0660 /dev/kvm`, as udev does by itself; QEMU keeps that group, but never root's",
+                "run `chgrp kvm /dev/kvm && chmod 0660 /dev/kvm`, as udev does: QEMU keeps the \
+                 group `kvm`, but not `root`",
             )
         }
         Kvm::Usable => {
-            let module = kvm.module.as_deref().unwrap_or("a module that is not known");
-            let nested = if kvm.nested { "may" } else { "may not" };
-            let found = format!(
-                "/dev/kvm can be opened, of `{module}`; guests {nested} be hypervisors themselves"
-            );
+            let module = kvm.module.as_deref().unwrap_or("an unknown module");
+            let nested = if kvm.nested { "on" } else { "off" };
+            let found =
+                format!("/dev/kvm is usable, by `{module}`; nested virtualization is {nested}");
             return vec![Finding::ok(FindingCode::Kvm, "kvm", found)];
         }
-        Kvm::Missing if kvm.offered => Finding::new(FindingCode::KvmMissing,
-            level,
-            "kvm",
-            format!("there is no /dev/kvm, though the processor has virtualisation: {refused}"),
-        )
-        .todo("`modprobe kvm_intel` or `modprobe kvm_amd`, and see what the kernel's log says to it"),
-        Kvm::Missing => Finding::new(FindingCode::KvmNotOffered,
-            level,
-            "kvm",
-            format!("there is no /dev/kvm, and the processor offers no virtualisation: {refused}"),
-        )
-        .todo(
-            "turn virtualisation on in the firmware setup; where this host is a VM itself, turn nested virtualisation on in \
-             its own host",
-        ),
+        Kvm::Missing if kvm.offered => {
+            let found =
+                format!("/dev/kvm is missing, but the processor has virtualization: {refused}");
+            Finding::new(FindingCode::KvmMissing, level, "kvm", found)
+                .todo("run `modprobe kvm_intel` or `modprobe kvm_amd`, and check the kernel log")
+        }
+        Kvm::Missing => {
+            let found =
+                format!("/dev/kvm is missing, and the processor has no virtualization: {refused}");
+            Finding::new(FindingCode::KvmNotOffered, level, "kvm", found).todo(
+                "enable virtualization in the firmware setup; if this host is a VM, enable nested \
+                 virtualization on its host",
+            )
+        }
         Kvm::Denied => {
-            Finding::new(FindingCode::KvmDenied, level, "kvm", format!("/dev/kvm may not be opened by this user: {refused}"))
-                .todo("add the user to the group that owns it (`ls -l /dev/kvm`, mostly `kvm`)")
+            let found = format!("this user cannot open /dev/kvm: {refused}");
+            Finding::new(FindingCode::KvmDenied, level, "kvm", found)
+                .todo("add the user to the group of the device (`ls -l /dev/kvm`, usually `kvm`)")
         }
         Kvm::Unproven => {
             let hang = match demand.as_slice() {
@@ -72,10 +72,10 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
                 }
             };
             let found = format!(
-                "/dev/kvm is there without `kvm_intel` or `kvm_amd`, and guests may hang on it: {hang}"
+                "/dev/kvm exists without `kvm_intel` or `kvm_amd`, and guests may hang: {hang}"
             );
             Finding::new(FindingCode::KvmUnproven, level.min(Level::Warning), "kvm", found)
-                .todo("see who made /dev/kvm; `accel = \"tcg\"` says that TCG is meant")
+                .todo("find the creator of /dev/kvm, or set `accel = \"tcg\"`")
         }
     };
     vec![finding]

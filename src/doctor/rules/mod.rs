@@ -22,8 +22,8 @@ pub use self::code::FindingCode;
 pub use self::finding::{Complaint, Finding, Level};
 pub use self::firewall::{iptables, nft};
 pub use self::seen::{
-    Bridge, DiskSeen, Firewall, ForwardChain, Interface, KvmSeen, Module, NEEDED, Netfilter,
-    Network, Port, QemuSeen, Room, Seen, Unit, VmSeen,
+    Bridge, BridgePort, DiskSeen, DiskSpace, Firewall, ForwardChain, Interface, KvmSeen, Module,
+    NEEDED, Netfilter, Network, QemuSeen, Seen, Unit, VmSeen,
 };
 pub use self::unit::units;
 pub use crate::sys::cgroup::Cgroups;
@@ -64,8 +64,8 @@ fn unknown(seen: &Seen) -> Vec<Finding> {
 fn files(seen: &Seen) -> Vec<Finding> {
     if seen.problems.is_empty() {
         let found = match seen.written().count() {
-            0 => "there is none".to_owned(),
-            1 => "the one there is is valid".to_owned(),
+            0 => "no VM file".to_owned(),
+            1 => "one, valid".to_owned(),
             count => format!("all {count} are valid"),
         };
         return vec![Finding::ok(FindingCode::VmFiles, "VM files", found)];

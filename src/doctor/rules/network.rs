@@ -40,7 +40,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
                     about,
                     format!("this interface is not a bridge: {users} cannot start"),
                 )
-                .todo("`ip link show type bridge` lists the bridges there are: correct `bridge`"),
+                .todo("correct `bridge`: `ip link show type bridge` lists the bridges"),
             ),
             Interface::Bridge(bridge) => {
                 findings.extend(examine_one(&about, name, bridge, &users));
@@ -70,7 +70,9 @@ fn exceeding(seen: &Seen, name: &IfName, bridge: &Bridge) -> Vec<Finding> {
         notes.into_iter().map(move |note| {
             Finding::warning(FindingCode::BridgeMtu, &about, &note.text)
                 .maybe_todo(note.hint.as_ref())
-                .todo(format!("`ip link set {name} mtu SIZE`, or `mtu` of at most {mtu}"))
+                .todo(format!(
+                    "run `ip link set {name} mtu SIZE`, or reduce `mtu` to at most {mtu}"
+                ))
         })
     })
     .collect()
@@ -82,20 +84,21 @@ fn examine_one(about: &str, name: &IfName, bridge: &Bridge, users: &str) -> Vec<
         let found = format!("it is down: no network for {users}");
         findings.push(
             Finding::error(FindingCode::BridgeDown, about, found)
-                .todo(format!("`ip link set {name} up`")),
+                .todo(format!("run `ip link set {name} up`")),
         );
     }
-    if let Some(held) = held_up(bridge) {
+    if let Some(delay) = port_delay(bridge) {
         let found = format!(
-            "spanning tree holds every new port up for {} s: the first DHCP requests of {users} are lost",
-            held.div_ceil(100)
+            "spanning tree delays every new port by {} s: the first DHCP requests of {users} are \
+             lost",
+            delay.div_ceil(100)
         );
         let todo = format!(
-            "where the bridge is no part of a ring, `ip link set {name} type bridge stp_state 0`; else a shorter \
+            "without loops, run `ip link set {name} type bridge stp_state 0`; else reduce \
              `forward_delay` (at least 200)"
         );
         findings.push(
-            if held >= STP_PATIENCE {
+            if delay >= STP_PATIENCE {
                 Finding::warning(FindingCode::BridgeDelay, about, found)
             } else {
                 Finding::note(FindingCode::BridgeDelay, about, found)
@@ -103,15 +106,16 @@ fn examine_one(about: &str, name: &IfName, bridge: &Bridge, users: &str) -> Vec<
             .todo(todo),
         );
     }
-    let beyond: Vec<&str> =
+    let uplinks: Vec<&str> =
         bridge.ports.iter().filter(|port| !port.tap).map(|port| port.name.as_str()).collect();
-    if beyond.is_empty() {
+    if uplinks.is_empty() {
         let found = format!(
-            "it has no port but taps: from {users} the network is reached only where this host routes"
+            "its only ports are taps: {users} can reach other networks only if this host routes"
         );
-        findings.push(Finding::note(FindingCode::BridgeWithoutUplink, about, found).todo(format!(
-            "nothing, if that is meant; else `ip link set INTERFACE master {name}`"
-        )));
+        findings.push(
+            Finding::note(FindingCode::BridgeWithoutUplink, about, found)
+                .todo(format!("unless intended, run `ip link set INTERFACE master {name}`")),
+        );
     }
     if findings.is_empty() {
         let stp = match bridge.stp {
@@ -121,7 +125,7 @@ fn examine_one(about: &str, name: &IfName, bridge: &Bridge, users: &str) -> Vec<
         findings.push(Finding::ok(
             FindingCode::Bridge,
             about,
-            format!("up, {stp}, with {}", beyond.join(", ")),
+            format!("up, {stp}, with {}", uplinks.join(", ")),
         ));
     }
     findings
@@ -129,13 +133,13 @@ fn examine_one(about: &str, name: &IfName, bridge: &Bridge, users: &str) -> Vec<
 
 /// Returns the delay of a new port in hundredths of a second: listening and learning with the
 /// kernel's STP, only learning with a program's (net/bridge/br_stp.c, `br_make_forwarding`).
-fn held_up(bridge: &Bridge) -> Option<u64> {
-    let held = match bridge.stp {
+fn port_delay(bridge: &Bridge) -> Option<u64> {
+    let delay = match bridge.stp {
         0 => 0,
         1 => bridge.forward_delay.saturating_mul(2),
         _ => bridge.forward_delay,
     };
-    (held > 0).then_some(held)
+    (delay > 0).then_some(delay)
 }
 
 /// Whether a VM has a NIC on a bridge.

@@ -16,7 +16,7 @@ struct Fault {
     /// The effect.
     what: &'static str,
     /// The affected VMs.
-    meets: fn(&Vm) -> bool,
+    affects: fn(&Vm) -> bool,
     /// The first fixed release of each series. Series between these are affected.
     fixed: &'static [Version],
     /// The source.
@@ -29,15 +29,16 @@ const FAULTS: [Fault; 2] = [
     // Fixed by 7d7512019fc4: round-up of 7.2.7 (qemu-stable, 2023-11-09), announcement of 8.1.3
     // (2023-11-21).
     Fault {
-        what: "a guest that resets its SATA controller in the middle of a transfer can overwrite the disk's first sector",
-        meets: |vm| vm.disks.iter().any(|disk| disk.bus == Bus::Sata),
+        what: "a guest that resets its SATA controller during a transfer can overwrite the \
+               disk's first sector",
+        affects: |vm| vm.disks.iter().any(|disk| disk.bus == Bus::Sata),
         fixed: &[version(7, 2, 7), version(8, 1, 3), version(8, 2, 0)],
         source: "CVE-2023-5088",
     },
     // Fixed by b4295bff25f7: round-ups of 7.2.11 and 8.2.3 (qemu-stable, 2024-04-18).
     Fault {
-        what: "a hostile guest can crash its QEMU, or run code in it, by way of virtio-serial",
-        meets: |_| true,
+        what: "a malicious guest can crash its QEMU, or run code in it, by virtio-serial",
+        affects: |_| true,
         fixed: &[version(7, 2, 11), version(8, 2, 3), version(9, 0, 0)],
         source: "CVE-2024-3446",
     },
@@ -73,7 +74,7 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
         }
     }
     if !seen.qemu_img {
-        let found = "there is none, beside QEMU or on PATH: disks cannot be made, grown or checked";
+        let found = "not found beside QEMU or on PATH: disks cannot be created, grown or checked";
         let todo = "install qemu-img (Debian: qemu-utils, Fedora: qemu-img, NixOS: qemu)";
         findings.push(Finding::error(FindingCode::NoQemuImg, "qemu-img", found).todo(todo));
     }
@@ -96,20 +97,20 @@ fn with(seen: &Seen, qemu: &QemuSeen) -> Vec<Finding> {
     let found = format!("`{}` is QEMU {version}; new VMs get `{machine}`", binary.display());
     let mut findings = vec![Finding::ok(FindingCode::Qemu, "qemu", found)];
     for fault in FAULTS.iter().filter(|fault| fault.is_in(*version)) {
-        let hit: Vec<&VmName> =
-            seen.written().filter(|vm| (fault.meets)(vm)).map(|vm| &vm.name).collect();
-        if hit.is_empty() {
+        let affected: Vec<&VmName> =
+            seen.written().filter(|vm| (fault.affects)(vm)).map(|vm| &vm.name).collect();
+        if affected.is_empty() {
             continue;
         }
         let source = fault.source;
         let found = format!(
-            "QEMU {version}: {} ({source}); this is about {}",
+            "QEMU {version}: {} ({source}); affects {}",
             fault.what,
-            names(hit.iter().copied())
+            names(affected.iter().copied())
         );
         let fixed: Vec<String> = fault.fixed.iter().map(ToString::to_string).collect();
         let todo = format!(
-            "upgrade: fixed in {}; unless your distribution's changelog of QEMU names {source}",
+            "upgrade QEMU: fixed in {}, and in packages whose changelog names {source}",
             fixed.join(", ")
         );
         findings.push(Finding::warning(FindingCode::QemuFault, "qemu", found).todo(todo));
@@ -126,24 +127,24 @@ fn pinned(vm: &VmSeen, seen: &QemuSeen) -> Option<Finding> {
         return None;
     }
     let edit = format!(
-        "write `{machine}` for it into the VM's identity.toml: its guest then finds itself on other hardware"
+        "replace it by `{machine}` in the VM's identity.toml, which changes the guest's hardware"
     );
     match seen.machines.iter().find(|machine| machine.name == *pinned) {
         None if seen.qemu.is_older_than(pinned) => {
             let found = format!(
-                "it was made with a later QEMU: QEMU {version} does not know its machine type `{pinned}`"
+                "created with a later QEMU: QEMU {version} does not support its machine type \
+                 `{pinned}`"
             );
-            let todo = format!("install that QEMU or a later one (QVM_QEMU names it); or {edit}");
+            let todo = format!("install that QEMU or a later one (`QVM_QEMU`), or {edit}");
             Some(Finding::error(FindingCode::MachineTypeTooNew, vm.name.as_str(), found).todo(todo))
         }
         None => {
-            let found =
-                format!("QEMU {version} does not have its machine type `{pinned}` any more");
-            let todo = format!("run a QEMU that has it (QVM_QEMU names it); or {edit}");
+            let found = format!("QEMU {version} has removed its machine type `{pinned}`");
+            let todo = format!("run a QEMU that supports it (`QVM_QEMU`), or {edit}");
             Some(Finding::error(FindingCode::MachineTypeGone, vm.name.as_str(), found).todo(todo))
         }
         Some(known) if known.deprecated => {
-            let found = format!("its machine type `{pinned}` will not be in a later QEMU");
+            let found = format!("a later QEMU will not support its machine type `{pinned}`");
             Some(
                 Finding::note(FindingCode::MachineTypeDeprecated, vm.name.as_str(), found)
                     .todo(format!("before that, {edit}")),

@@ -52,7 +52,7 @@ pub struct Seen {
     /// Bridges and packet filters.
     pub network: Network,
     /// The file system of the state directory; `None` if the probe failed.
-    pub room: Option<Room>,
+    pub disk_space: Option<DiskSpace>,
     /// The host's memory; `None` if it is unknown.
     pub memory: Option<Memory>,
     /// The policy for starts without enough memory.
@@ -78,7 +78,7 @@ pub struct KvmSeen {
     /// Whether it can be used.
     pub usable: Kvm,
     /// Whether only root can open the device, while QEMU runs as other users.
-    pub roots_alone: bool,
+    pub only_root: bool,
     /// `kvm_intel` or `kvm_amd`, if one is loaded.
     pub module: Option<String>,
     /// Whether guests can use nested virtualization (the module's parameter `nested`).
@@ -142,12 +142,12 @@ pub struct Bridge {
     /// `bridge/forward_delay`, in hundredths of a second.
     pub forward_delay: u64,
     /// Its ports.
-    pub ports: Vec<Port>,
+    pub ports: Vec<BridgePort>,
 }
 
 /// A port of a bridge.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Port {
+pub struct BridgePort {
     /// The interface.
     pub name: String,
     /// Whether it is the tap of a guest.
@@ -161,11 +161,11 @@ pub const NEEDED: [&str; 2] = ["sch_ingress", "cls_bpf"];
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Module {
     /// It is loaded, built in or loadable.
-    There,
+    Available,
     /// It is neither built in nor installed for this kernel.
     NotInstalled,
     /// It is installed but not loaded, and `kernel.modules_disabled` prevents loading.
-    Shut,
+    LoadingDisabled,
     /// Unknown.
     Unknown,
 }
@@ -196,7 +196,7 @@ pub struct ForwardChain {
 
 /// A file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Room {
+pub struct DiskSpace {
     /// A directory on the file system.
     pub at: String,
     /// The space available to unprivileged users, in bytes.

@@ -13,13 +13,13 @@ use crate::{
 
 /// Parses the output of `systemctl show --property=` with [`Unit::PROPERTIES`]. Skips invalid
 /// units.
-pub fn units(said: &str) -> Vec<Unit> {
-    said.split("\n\n").filter_map(unit).collect()
+pub fn units(output: &str) -> Vec<Unit> {
+    output.split("\n\n").filter_map(unit).collect()
 }
 
-fn unit(said: &str) -> Option<Unit> {
+fn unit(properties: &str) -> Option<Unit> {
     let property =
-        |name: &str| said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        |name: &str| properties.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
     let stop_timeout = match property("TimeoutStopUSec")? {
         "infinity" => None,
         span => Some(microseconds(span)?),
@@ -96,22 +96,23 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
         let found =
             format!("qvm@.service is not installed: {} cannot run as a unit", names(absent));
         findings.push(
-            Finding::warning(FindingCode::UnitNotInstalled, "units", found)
-                .todo("install qvm's package, or its units, and `systemctl daemon-reload`"),
+            Finding::warning(FindingCode::UnitNotInstalled, "units", found).todo(
+                "install the package or the units of qvm, then run `systemctl daemon-reload`",
+            ),
         );
     }
     let loaded: Vec<(&Vm, &Unit)> = pairs().filter(|(_, unit)| unit.loaded).collect();
     let no_drop_in =
         |unit: &Unit| !unit.drop_ins.iter().any(|path| path.rsplit('/').next() == Some(DROP_IN));
-    let unmade: Vec<&VmName> =
+    let without_drop_in: Vec<&VmName> =
         loaded.iter().filter(|(_, unit)| no_drop_in(unit)).map(|(vm, _)| &vm.name).collect();
-    if !unmade.is_empty() {
+    if !without_drop_in.is_empty() {
         let found = format!(
-            "the unit knows nothing of the VM file (no drop-in `{DROP_IN}` by qvm-generator): {}",
-            names(unmade)
+            "the unit has no drop-in `{DROP_IN}` of qvm-generator: {}",
+            names(without_drop_in)
         );
-        let todo = "`systemctl daemon-reload`; if that does not help, see whether qvm-generator is in \
-                    /usr/lib/systemd/system-generators";
+        let todo = "run `systemctl daemon-reload`; if that does not help, check that \
+                    qvm-generator is in /usr/lib/systemd/system-generators";
         findings.push(Finding::warning(FindingCode::UnitWithoutDropIn, "units", found).todo(todo));
     }
     let stale: Vec<&VmName> = loaded
@@ -122,7 +123,8 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
     if !stale.is_empty() {
         let found = format!("the VM file is newer than the unit: {}", names(stale));
         findings.push(
-            Finding::note(FindingCode::UnitStale, "units", found).todo("`systemctl daemon-reload`"),
+            Finding::note(FindingCode::UnitStale, "units", found)
+                .todo("run `systemctl daemon-reload`"),
         );
     }
     findings.extend(loaded.iter().filter_map(|(vm, unit)| too_short(vm, unit)));
@@ -131,10 +133,10 @@ pub(crate) fn examine(seen: &Seen) -> Vec<Finding> {
             FindingCode::Units,
             "units",
             match loaded.len() {
-                0 => "no VM has one".to_owned(),
-                count => format!(
-                    "{count} made from VM files, each with time enough for its guest's shutdown"
-                ),
+                0 => "no VM has a unit".to_owned(),
+                count => {
+                    format!("all {count} match their VM files and allow enough time for a shutdown")
+                }
             },
         ));
     }
@@ -149,12 +151,13 @@ fn without(seen: &Seen) -> Vec<Finding> {
         return Vec::new();
     }
     let found = format!(
-        "no systemd looks for VMs here: `autostart` of {} has no effect, and a shutdown of the host is a power cut to guests",
+        "systemd does not manage these VMs: `autostart` of {} has no effect, and a shutdown of the \
+         host ends guests without a clean shutdown",
         names(starting)
     );
     vec![
         Finding::note(FindingCode::NoSystemd, "units", found)
-            .todo("start and stop them by hand: docs/operations.md, \"Reboot the host\""),
+            .todo("start and stop them manually: docs/operations.md, \"Reboot the host\""),
     ]
 }
 
@@ -166,14 +169,14 @@ fn too_short(vm: &Vm, unit: &Unit) -> Option<Finding> {
         return None;
     }
     let found = format!(
-        "its unit gives a stop {given} s, and the guest's may take {wanted} s (`shutdownTimeoutSec` and {STOP_SLACK} s): the \
-         guest can be killed while it shuts down"
+        "its unit allows {given} s for a stop, but the VM may need {wanted} s \
+         (`shutdownTimeoutSec` and {STOP_SLACK} s): the guest can be killed while it shuts down"
     );
     let after = unit.drop_ins.iter().filter(|path| path.rsplit('/').next() != Some(DROP_IN));
     let others: Vec<&str> = after.map(String::as_str).collect();
     let todo = match others.as_slice() {
-        [] => "`systemctl daemon-reload`, so that the unit is made from the VM file".to_owned(),
-        others => format!("take `TimeoutStopSec` out of {}", others.join(", ")),
+        [] => "run `systemctl daemon-reload` to generate the unit from the VM file".to_owned(),
+        others => format!("remove `TimeoutStopSec` from {}", others.join(", ")),
     };
     Some(Finding::error(FindingCode::UnitTimeout, vm.name.as_str(), found).todo(todo))
 }

@@ -190,12 +190,12 @@ impl Answer {
 impl Body {
     fn wait(&mut self, goes_on: &mut dyn FnMut() -> bool) -> Result<Said, Error> {
         let since = Instant::now();
-        let said = loop {
+        let message = loop {
             if !goes_on() {
                 return Err(Error::Canceled);
             }
             match self.chunks.recv_timeout(POLL_INTERVAL) {
-                Ok(said) => break said,
+                Ok(message) => break message,
                 Err(RecvTimeoutError::Timeout) if since.elapsed() < self.silence => {}
                 Err(RecvTimeoutError::Timeout) => {
                     return Err(self.through(Error::Silent(self.silence)));
@@ -206,7 +206,7 @@ impl Body {
             }
         };
         self.waited += since.elapsed();
-        Ok(said)
+        Ok(message)
     }
 
     /// Checks the rate against the time waited for data, without the time in which the caller wrote
@@ -276,14 +276,14 @@ fn ask(agent: &Agent, request: &Request, say: &SyncSender<Said>) {
     let mut buffer = vec![0; CHUNK];
     loop {
         // Data is passed on immediately, so that a resume after a stall begins after it.
-        let said = match body.read(&mut buffer) {
+        let message = match body.read(&mut buffer) {
             Ok(0) => Said::End,
             Ok(read) => Said::Chunk(buffer[..read].to_vec()),
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
             Err(e) => Said::Failed(e.into()),
         };
-        let last = !matches!(said, Said::Chunk(_));
-        if say.send(said).is_err() || last {
+        let last = !matches!(message, Said::Chunk(_));
+        if say.send(message).is_err() || last {
             return;
         }
     }

@@ -29,14 +29,14 @@ pub enum Error {
         version: Version,
     },
     /// The output has an unexpected format.
-    #[error("`{command}` printed no {missing}; its output begins with `{said}`")]
+    #[error("`{command}` printed no {missing}; its output begins with `{output}`")]
     Strange {
         /// The program and its arguments.
         command: String,
         /// The missing information.
         missing: &'static str,
         /// The beginning of the output.
-        said: String,
+        output: String,
     },
 }
 

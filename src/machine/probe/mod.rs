@@ -84,7 +84,7 @@ impl Probe<'_> {
             // In parallel: each run takes as long as loading QEMU. A QEMU without filter refuses
             // the option.
             let version = scope.spawn(|| match ask(&["-sandbox", SANDBOX, "-version"]) {
-                Ok(said) if Version::parse(&said).is_some() => (Ok(said), true),
+                Ok(output) if Version::parse(&output).is_some() => (Ok(output), true),
                 Ok(_) | Err(_) => (ask(&["-version"]), false),
             });
             let machines = ask(&["-machine", "help"]);
@@ -154,13 +154,13 @@ fn understood<T>(
     binary: &Path,
     arguments: &str,
     missing: &'static str,
-    said: &str,
+    output: &str,
     read: impl Fn(&str) -> Option<T>,
 ) -> Result<T, Error> {
-    read(said).ok_or_else(|| Error::Strange {
+    read(output).ok_or_else(|| Error::Strange {
         command: format!("{} {arguments}", binary.display()),
         missing,
-        said: shown(said.trim()),
+        output: shown(output.trim()),
     })
 }
 

@@ -277,12 +277,12 @@ impl Program {
         self.unless(IF_EQUAL, 0);
         self.end(PASS);
         self.here(neighbour);
-        let told = self.label();
+        let target = self.label();
         self.need_at_x(at::ND_END);
-        self.words(LOAD_WORD_AT_X, at::ND_TARGET, &own, told);
-        self.words(LOAD_WORD_AT_X, at::ND_TARGET + 8, &made, told);
+        self.words(LOAD_WORD_AT_X, at::ND_TARGET, &own, target);
+        self.words(LOAD_WORD_AT_X, at::ND_TARGET + 8, &made, target);
         self.end(DROP);
-        self.here(told);
+        self.here(target);
         self.end(PASS);
     }
 }

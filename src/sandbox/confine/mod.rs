@@ -149,10 +149,10 @@ impl Cell {
 impl Report {
     /// Returns the missing layers. The parent's copy of the child's end must be closed.
     pub fn read(mut self) -> Vec<Missing> {
-        let mut said = Vec::new();
+        let mut output = Vec::new();
         // Read errors mean that nothing was reported.
-        let _ = self.hear.read_to_end(&mut said);
-        for word in said.chunks_exact(WORD) {
+        let _ = self.hear.read_to_end(&mut output);
+        for word in output.chunks_exact(WORD) {
             let layer = Layer::ALL.into_iter().find(|layer| *layer as u8 == word[0]);
             let errno = Errno::from_raw_os_error(i32::from(u16::from_ne_bytes([word[1], word[2]])));
             self.missing.extend(layer.map(|layer| Missing { layer, why: why(layer, errno) }));

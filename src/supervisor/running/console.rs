@@ -128,11 +128,11 @@ impl Console {
         let (chunks, output) = mpsc::channel(VIEWER_QUEUE);
         // Added before the request of the scrollback: no output is lost or repeated.
         let mut shared = self.shared();
-        let said = (scrollback > 0).then(|| shared.log.tail(scrollback.min(MOST_SCROLLBACK)));
+        let history = (scrollback > 0).then(|| shared.log.tail(scrollback.min(MOST_SCROLLBACK)));
         shared.number += 1;
         let number = shared.number;
         shared.viewers.push(Viewer { number, chunks, lost: 0 });
-        shared.tasks.spawn(show(to_viewer, said, output));
+        shared.tasks.spawn(show(to_viewer, history, output));
         let console = self.clone();
         shared.tasks.spawn(async move {
             let from_viewer = console.clone().read_keys(from_viewer, read_only).await;
@@ -222,17 +222,17 @@ fn hung_up(viewer: &UnixStream) -> bool {
 
 async fn show(
     mut to_viewer: OwnedWriteHalf,
-    said: Option<Scrollback>,
+    history: Option<Scrollback>,
     mut output: mpsc::Receiver<Arc<[u8]>>,
 ) {
-    if let Some(said) = said {
-        let said = match tokio::time::timeout(SCROLLBACK_LIMIT, said).await {
-            Ok(Ok(said)) => said,
+    if let Some(history) = history {
+        let history = match tokio::time::timeout(SCROLLBACK_LIMIT, history).await {
+            Ok(Ok(history)) => history,
             Ok(Err(_)) | Err(_) => {
                 b"[qvm: earlier output cannot be read: the storage does not answer]\r\n".to_vec()
             }
         };
-        if to_viewer.write_all(&said).await.is_err() {
+        if to_viewer.write_all(&history).await.is_err() {
             return;
         }
     }
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn two_viewers_see_the_same_and_both_may_type() {
+    async fn two_viewers_share_the_console() {
         let (_dir, console, mut guest) = console();
         let mut viewers: Vec<StdStream> =
             (0..2).map(|_| console.view(false, 0).unwrap().into()).collect();
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_viewer_who_leaves_is_let_go_though_the_guest_says_nothing() {
+    async fn viewer_can_leave_a_silent_guest() {
         let (_dir, console, _guest) = console();
         let stays: StdStream = console.view(false, 0).unwrap().into();
         // A viewer without further input continues to read.
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_read_only_viewer_types_into_nothing() {
+    async fn read_only_viewer_cannot_type() {
         let (_dir, console, mut guest) = console();
         let mut silent: StdStream = console.view(true, 0).unwrap().into();
         let mut typist: StdStream = console.view(false, 0).unwrap().into();
@@ -317,7 +317,7 @@ mod tests {
         let (dir, console, mut guest) = console();
         let mut lazy: StdStream = console.view(true, 0).unwrap().into();
         let log = dir.path().join("console.log");
-        let said = blocking(move || {
+        let written = blocking(move || {
             let line = [b'.'; 4096];
             for _ in 0..600 {
                 guest.write_all(&line).unwrap();
@@ -336,7 +336,7 @@ mod tests {
         let logged = older.metadata().map_or(0, |m| m.len()) + newer.metadata().unwrap().len();
         assert!(logged >= 1 << 19 || console.note().is_some(), "{logged} bytes are logged");
         blocking(move || {
-            let mut guest = said;
+            let mut guest = written;
             let mut seen = Vec::new();
             let mut buffer = [0; 65536];
             while !String::from_utf8_lossy(&seen).contains("bytes were skipped") {
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_viewer_sees_what_was_said_before_it_came_and_nothing_twice() {
+    async fn viewer_gets_history_once() {
         let (_dir, console, mut guest) = console();
         guest.write_all(b"one\r\ntwo\r\nthree").unwrap();
         while console.last_lines(9).len() < 3 {
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_last_lines_are_clean_and_few() {
+    async fn last_lines_are_clean_and_few() {
         let (_dir, console, mut guest) = console();
         guest.write_all(b"one\r\n\x1b[31mtwo\x1b[0m\r\n\r\nthree").unwrap();
         while console.last_lines(9).len() < 3 {

@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_tail_has_nothing_that_came_later() {
+    async fn tail_excludes_later_output() {
         let dir = tempfile::tempdir().unwrap();
         let log = ConsoleLog::new(dir.path().join("console.log"));
         let (go, hangs) = mpsc::channel::<()>();
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_boot_is_marked_where_it_came() {
+    async fn boot_is_marked_at_its_position() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console.log");
         let log = ConsoleLog::new(path.clone());

@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn disk_of_no_file_is_in_the_state_directory() {
+    fn disk_without_file_uses_state_directory() {
         let host = Host::new();
         let paths = host.ctx.paths();
         let location = location_of(&"gone".parse().unwrap(), &[], paths);

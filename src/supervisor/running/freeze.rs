@@ -285,7 +285,7 @@ mod tests {
     };
 
     #[test]
-    fn a_deadline_is_kept_whatever_the_clock_does() {
+    fn deadline_ignores_clock_changes() {
         let at = |text: &str| text.parse::<Timestamp>().unwrap();
         let until = at("2026-01-01T00:01:00Z");
         for (now, seconds) in [
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn freeze_records_its_deadline_and_thaw_forgets_it() {
+    async fn freeze_records_and_thaw_clears_deadline() {
         let mut host = Host::new();
         let mut fake = FakeQemu::new(&host).await;
         counts(&fake, 2, 2);

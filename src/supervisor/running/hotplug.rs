@@ -369,7 +369,7 @@ fn mac_of(
     let facts = facts_of(settings)?;
     let waiter = Waiter { cancel, say: &|text| tracing::info!("{text}") };
     let machine = &facts.qemu.machine;
-    let identity = identity_store::ensure(&settings.means(), vm, machine, false, waiter)?;
+    let identity = identity_store::ensure(&settings.identity_source(), vm, machine, false, waiter)?;
     let mac = nic.mac.or_else(|| identity.macs.get(&nic.name).copied());
     let bridged = matches!(nic.link, Link::Bridge { .. });
     Ok((mac, facts.vhost_net && bridged))

@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn guest_is_asked_once_the_record_is_written() {
+    async fn guest_is_asked_after_the_record() {
         let host = Host::new();
         let mut intentions = Intentions::default();
         let (write, done) = oneshot::channel::<()>();

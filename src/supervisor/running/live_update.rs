@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn client_that_comes_meanwhile_reads_again() {
+    async fn new_client_causes_another_reading() {
         let mut scene = scene(ONE_NIC, &ONE_NIC.replace("1G", "512M")).await;
         let (_first, _second) = (scene.apply(), scene.apply());
         let after = scene.applied().await.unwrap();

@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn agent_is_asked_after_what_comes_first() {
+    async fn agent_call_follows_earlier_calls() {
         let host = Host::new();
         let mut fake = FakeQemu::new(&host).await;
         let (first, done) = tokio::sync::oneshot::channel::<()>();
@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tell_does_not_report() {
+    async fn send_does_not_report() {
         let host = Host::new();
         let mut fake = FakeQemu::new(&host).await;
         fake.peer.script.on("system_powerdown", Answer::Refuse("no"));

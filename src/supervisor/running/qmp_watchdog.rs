@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_question_at_a_time() {
+    async fn one_query_at_a_time() {
         let host = Host::new();
         let mut fake = FakeQemu::new(&host).await;
         fake.peer.script.on("query-status", running());
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn fresh_answer_spares_a_question() {
+    async fn recent_reply_replaces_a_query() {
         let host = Host::new();
         let mut fake = FakeQemu::new(&host).await;
         fake.peer.script.on("query-status", running());
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn unanswered_question_times_out_once() {
+    async fn unanswered_query_times_out_once() {
         let host = Host::new();
         let mut fake = FakeQemu::new(&host).await;
         fake.peer.script.on("query-status", Answer::Silence);

@@ -168,18 +168,18 @@ fn into_cgroup(
 ) -> Result<Cgroup, String> {
     let root = cgroup::root(&host.root.join("proc"));
     let cgroup = root.and_then(|root| Cgroup::make(&root, &host.name));
-    let said = |error: &cgroup::Error| match error.hint() {
+    let describe = |error: &cgroup::Error| match error.hint() {
         Some(hint) => format!("{} ({hint})", chain(error)),
         None => chain(error),
     };
-    let cgroup = cgroup.map_err(|error| said(&error))?;
+    let cgroup = cgroup.map_err(|error| describe(&error))?;
     for setting in settings(vm) {
         match cgroup.set(&setting) {
-            Err(error) if setting.wanted => notes.push(void(setting.key, &said(&error))),
+            Err(error) if setting.wanted => notes.push(void(setting.key, &describe(&error))),
             Ok(()) | Err(_) => {}
         }
     }
-    cgroup.add_process(pid).map_err(|error| said(&error))?;
+    cgroup.add_process(pid).map_err(|error| describe(&error))?;
     Ok(cgroup)
 }
 
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_given_is_noted() {
+    async fn unavailable_resources_are_noted() {
         let host = Host::new();
         let mut fake = FakeQemu::new(&host).await;
         let mut share = HostShare::default();
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn share_of_a_process_that_cannot_be_given_is_reported() {
+    async fn failed_host_share_is_reported() {
         // A temporary directory has neither /proc nor a cgroup.
         let host = Host::new();
         let mut fake = FakeQemu::new(&host).await;

@@ -198,8 +198,8 @@ impl Admission {
     async fn wait_for_turn(&self, busy: Busy) -> Result<Option<Lock>, Error> {
         let begun = Instant::now();
         let path = self.settings.layout.turn_lock();
-        let mut told = None;
-        self.report_busy(&busy, &mut told).await;
+        let mut reported = None;
+        self.report_busy(&busy, &mut reported).await;
         let turn = loop {
             match Lock::acquire(&path) {
                 Ok(turn) => break turn,
@@ -210,13 +210,13 @@ impl Admission {
                     return Ok(None);
                 }
             }
-            self.report_busy(&Busy::Queue, &mut told).await;
+            self.report_busy(&Busy::Queue, &mut reported).await;
             tokio::time::sleep(QUEUE).await;
         };
         let (begun, mut pressed) = (Instant::now(), false);
         loop {
             let HostCheck::Busy(busy) = self.check_host(Some(begun)).await? else { break };
-            self.report_busy(&busy, &mut told).await;
+            self.report_busy(&busy, &mut reported).await;
             let is_pressure = matches!(busy, Busy::Pressed(..));
             pressed |= is_pressure;
             tokio::time::sleep(if is_pressure { PRESSURE } else { STARTS }).await;
@@ -297,10 +297,10 @@ impl Admission {
 
     /// Reports a reason once, and again at intervals, so that the service manager extends its
     /// timeout.
-    async fn report_busy(&self, busy: &Busy, told: &mut Option<(Busy, Instant)>) {
-        if !told.as_ref().is_some_and(|(said, at)| said == busy && at.elapsed() < LOOK) {
+    async fn report_busy(&self, busy: &Busy, reported: &mut Option<(Busy, Instant)>) {
+        if !reported.as_ref().is_some_and(|(earlier, at)| earlier == busy && at.elapsed() < LOOK) {
             self.report(format!("waits for its turn: {busy}")).await;
-            *told = Some((*busy, Instant::now()));
+            *reported = Some((*busy, Instant::now()));
         }
     }
 
@@ -314,7 +314,7 @@ async fn report(messages: &mpsc::Sender<Message>, why: String) {
 }
 
 async fn alone(path: &Path, messages: &mpsc::Sender<Message>) -> Result<Option<Lock>, lock::Error> {
-    let (begun, mut told) = (tokio::time::Instant::now(), false);
+    let (begun, mut reported) = (tokio::time::Instant::now(), false);
     loop {
         match Lock::acquire(path) {
             Err(lock::Error::Held { pid }) => {
@@ -331,9 +331,9 @@ async fn alone(path: &Path, messages: &mpsc::Sender<Message>) -> Result<Option<L
                     );
                     return Ok(None);
                 }
-                if waited > LONG_MOMENT && !told {
+                if waited > LONG_MOMENT && !reported {
                     report(messages, format!("waits for {}, which checks the memory", who())).await;
-                    told = true;
+                    reported = true;
                 }
                 tokio::time::sleep(MOMENT).await;
             }

@@ -6,7 +6,7 @@ use crate::{
     value::{ErrorCode, Explain, chain},
 };
 
-/// The failure of an error: its chain of causes, and the hint on a line of its own.
+/// The failure of an error: its chain of causes, and the hint on a separate line.
 pub(super) fn start_failure(error: &(dyn Explain + 'static)) -> StartFailure {
     let fault = if error.is_host_fault() { Fault::Host } else { Fault::Vm };
     StartFailure { fault, why: explanation(error) }

@@ -178,9 +178,9 @@ impl Plan {
         if self.mode != Mode::Strict || more.is_empty() {
             return Ok(());
         }
-        let told: Vec<String> =
+        let descriptions: Vec<String> =
             more.iter().map(|one| format!("no {}: {}", one.layer.word(), one.why)).collect();
-        Err(Error::Strict { at: self.at.clone(), lacks: told.join("; ") })
+        Err(Error::Strict { at: self.at.clone(), lacks: descriptions.join("; ") })
     }
 
     /// Returns the UID of QEMU; `None` for the supervisor's.
@@ -228,7 +228,7 @@ fn cell(binary: &Path, firmware: Option<&Path>, uid: Option<u32>, device: Option
     let mut open_to = file_access::open_to(&binary, firmware);
     let begin = file::read_at(&binary, 0, SCRIPT.len()).unwrap_or_default();
     if begin == SCRIPT {
-        // A wrapper script may start programs of the host and of its own directory.
+        // A wrapper script may start programs of the host and of its directory.
         let beside = binary.parent().map(Path::to_owned);
         let bins = ["/bin", "/usr/bin"].map(PathBuf::from);
         open_to.extend(bins.into_iter().chain(beside).map(|path| (path, Right::Execute)));

@@ -167,7 +167,7 @@ impl Explain for Error {
             Self::Silent { pid, .. } => {
                 Some(format!("inspect it with `ps -fp {pid}`; `kill {pid}` ends the guest"))
             }
-            Self::Exited => Some("run the command line of `qvm plan NAME` by hand".into()),
+            Self::Exited => Some("run the command line of `qvm plan NAME` manually".into()),
             _ => None,
         }
     }

@@ -189,7 +189,7 @@ impl Start {
     /// Reads what an earlier supervisor left. `file` is the VM file.
     ///
     /// # Errors
-    /// The launch lane is full: the event that says so.
+    /// The launch lane is full: returns the event of the failure.
     pub(crate) fn find_previous(&mut self, file: PathBuf) -> Result<(), StartEvent> {
         let (paths, name) = (self.resources.paths(), self.resources.settings.name.clone());
         let sender = self.sender.clone();
@@ -204,7 +204,7 @@ impl Start {
     /// Waits for `mem` bytes of memory on the host, and for the VM's turn.
     ///
     /// # Errors
-    /// The launch lane is full: the event that says so.
+    /// The launch lane is full: returns the event of the failure.
     pub(crate) fn admit(&mut self, mem: u64) -> Result<(), StartEvent> {
         let sender = self.sender.clone();
         let admission = Admission::new(self.resources.settings.clone(), mem, sender.clone());
@@ -225,7 +225,7 @@ impl Start {
     /// Prepares image, disks and seed on another thread: a download may take hours.
     ///
     /// # Errors
-    /// The thread cannot be started: the event that says so.
+    /// The thread cannot be started: returns the event of the failure.
     pub(crate) fn prepare(&mut self, vm: Vm) -> Result<(), StartEvent> {
         let settings = self.resources.settings.clone();
         let (cancel, sender) = (self.cancel.clone(), self.sender.clone());
@@ -247,7 +247,7 @@ impl Start {
     /// Starts QEMU from what was prepared. `vm` and `text` are the VM file.
     ///
     /// # Errors
-    /// The launch lane is full, or nothing was prepared: the event that says so.
+    /// The launch lane is full, or nothing was prepared: returns the event of the failure.
     pub(crate) fn launch(&mut self, boot: Boot, vm: Vm, text: String) -> Result<(), StartEvent> {
         let Some(prepared) = self.prepared.take() else {
             return Err(failed(failure::not_prepared(), Leftover::None));
@@ -262,7 +262,7 @@ impl Start {
     /// Adopts the QEMU process that was found, and reserves its memory.
     ///
     /// # Errors
-    /// The launch lane is full, or no process was found: the event that says so.
+    /// The launch lane is full, or no process was found: returns the event of the failure.
     pub(crate) fn adopt(&mut self, vm: Vm) -> Result<(), StartEvent> {
         let Some((process, record)) = self.previous.qemu.take() else {
             return Err(failed(failure::not_prepared(), Leftover::MayRun));

@@ -87,10 +87,10 @@ pub fn write_facts(cache: &Path, json: &[u8]) -> std::io::Result<()> {
 /// It exists but cannot be read.
 pub fn identity_of(settings: &Settings, vm: &Vm, facts: &Facts) -> Result<Identity, Error> {
     let Some(mut identity) = identity_store::read(&settings.paths())? else {
-        return Ok(identity_store::new(&settings.means(), vm, &facts.qemu.machine)?);
+        return Ok(identity_store::new(&settings.identity_source(), vm, &facts.qemu.machine)?);
     };
     if identity.lacks_macs(vm) {
-        identity_store::complete(&mut identity, &settings.means(), vm)?;
+        identity_store::complete(&mut identity, &settings.identity_source(), vm)?;
     }
     Ok(identity)
 }
@@ -205,7 +205,8 @@ pub fn prepare(
     let wants_user = vm.isolation != Isolation::Off && settings.scope == Scope::System;
     let waiter = Waiter { cancel, say: &|text| say(text) };
     let machine = &facts.qemu.machine;
-    let identity = identity_store::ensure(&settings.means(), &vm, machine, wants_user, waiter)?;
+    let identity =
+        identity_store::ensure(&settings.identity_source(), &vm, machine, wants_user, waiter)?;
     let firmware = firmware_of(settings, &vm, &facts, &identity.machine)?;
     let mut disks = vec![];
     for wanted in &vm.disks {

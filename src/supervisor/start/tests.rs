@@ -1,4 +1,4 @@
-//! The start without QEMU: directories of its own, a fake monitor, and a process that is no QEMU.
+//! The start without QEMU: temporary directories, a fake monitor, and a process that is no QEMU.
 
 use std::{fs, path::Path, process::Child};
 

@@ -1,203 +1,19 @@
-//! Steps of the loop: a launched QEMU, its events, its exit, and what clients see of them.
-
-use std::sync::Arc;
+//! Steps of the loop: a launched QEMU process, its events, its exit, and the public state.
 
 use serde_json::json;
-use tokio::{net::UnixStream, sync::mpsc};
 
-use super::{Answer, Host, Peer, record, vm};
+use super::{
+    Answer, record,
+    scene::{Scene, TEXT},
+};
 use crate::{
     control::types::State,
-    life::{self, Guest, Life, Mode, PreviousQemu, SavedState, StartEvent},
+    life::{self, Guest},
     store::record::Record,
-    supervisor::{
-        Supervisor,
-        config::Config,
-        effects::Effects,
-        file_reading::FileReader,
-        history::History,
-        input::Input,
-        machined::Registration,
-        outcome::Outcome,
-        running::{
-            console::Console,
-            event::{HostShareGiven, VmEvent},
-            resources::HostShare,
-        },
-        start::launch::LaunchedQemu,
-        supervise::next_report,
-    },
-    sys::{
-        pidfd::{Exit, Process},
-        signal::Signal,
-        tasks::Reporters,
-    },
+    supervisor::{Supervisor, input::Input, outcome::Outcome, running::event::VmEvent},
+    sys::{pidfd::Exit, signal::Signal},
     value::NoteCode,
 };
-
-/// The VM file of the tests.
-pub(super) const TEXT: &str = "mem = \"1G\"\n";
-
-/// A supervisor without its control socket, signals and timers.
-pub(super) struct Scene {
-    pub(super) supervisor: Supervisor,
-    pub(super) inputs: mpsc::Receiver<Input>,
-    pub(super) events:
-        tokio::sync::broadcast::Receiver<std::sync::Arc<crate::control::types::Event>>,
-    _dir: tempfile::TempDir,
-}
-
-impl Scene {
-    /// A supervisor without a QEMU process of an earlier one.
-    pub(super) fn new(text: &str) -> Self {
-        Self::on(Host::new(), text)
-    }
-
-    /// The same on this host.
-    pub(super) fn on(host: Host, text: &str) -> Self {
-        let Host { dir, ctx, events } = host;
-        let file = ctx.settings().layout.vm_file(&ctx.settings().name);
-        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-        std::fs::write(&file, text).unwrap();
-        let (tasks, inputs) = Reporters::new(64);
-        let (life, _) = Life::new(Mode::Run);
-        let supervisor = Supervisor {
-            console: Console::new(ctx.paths().console_log(), ctx.settings().now),
-            history: History::new(ctx.now()),
-            ctx,
-            tasks,
-            life,
-            config: Config::new(vm(text), text.to_owned()),
-            files: FileReader::default(),
-            start: None,
-            vm: None,
-            effects: Effects::default(),
-            host_share: HostShare::default(),
-            registration: Registration::default(),
-        };
-        Self { supervisor, inputs, events, _dir: dir }
-    }
-
-    /// Has the life machine wait for its admission, without one.
-    pub(super) fn until_admitting(&mut self) {
-        self.step_life([StartEvent::PreviousFound {
-            qemu: PreviousQemu::None,
-            saved: SavedState::None,
-        }]);
-    }
-
-    /// Has the life machine wait for a launch, without one.
-    fn until_launching(&mut self) {
-        self.until_admitting();
-        self.step_life([StartEvent::Admitted, StartEvent::Prepared]);
-    }
-
-    /// Steps the life machine without its actions.
-    fn step_life(&mut self, events: impl IntoIterator<Item = StartEvent>) {
-        let policy = crate::supervisor::running::ready::policy(self.supervisor.config.vm());
-        for event in events {
-            let now = self.supervisor.ctx.elapsed();
-            let _ = self.supervisor.life.step(event.into(), now, &policy);
-        }
-    }
-
-    /// Writes the VM file.
-    pub(super) fn write_file(&self, text: &str) {
-        let settings = self.supervisor.ctx.settings();
-        std::fs::write(settings.layout.vm_file(&settings.name), text).unwrap();
-    }
-
-    /// QEMU exits.
-    pub(super) fn exit(&mut self, exit: Exit) {
-        self.supervisor.handle_vm_event(VmEvent::Exited { exit, oom: false });
-    }
-
-    /// Handles inputs and events until QEMU has got this command.
-    pub(super) async fn until_command(&mut self, peer: &Peer, name: &str) {
-        loop {
-            tokio::select! {
-                biased;
-                () = peer.commands.until(name) => return,
-                () = self.step() => {}
-            }
-        }
-    }
-
-    /// A supervisor of a guest that runs, and its QEMU.
-    pub(super) async fn running(text: &str) -> (Self, Peer) {
-        Self::launched(text, Guest::Running, record()).await
-    }
-
-    /// The same, with how QEMU was found.
-    pub(super) async fn launched(text: &str, found: Guest, record: Record) -> (Self, Peer) {
-        Self::launched_on(Host::new(), text, found, record).await
-    }
-
-    /// A guest that runs on this host.
-    pub(super) async fn running_on(host: Host, text: &str) -> (Self, Peer) {
-        Self::launched_on(host, text, Guest::Running, record()).await
-    }
-
-    async fn launched_on(host: Host, text: &str, found: Guest, record: Record) -> (Self, Peer) {
-        let mut scene = Self::on(host, text);
-        scene.until_launching();
-        let paths = scene.supervisor.ctx.paths().clone();
-        record.write(&paths, text).unwrap();
-        let peer = super::peer_at(&paths);
-        let limit = std::time::Duration::from_secs(60);
-        let session = qmp::connect(&paths.qmp_socket(), limit).await.unwrap();
-        let (serial, _guest) = UnixStream::pair().unwrap();
-        let launched = LaunchedQemu {
-            process: Arc::new(Process::open(std::process::id()).unwrap()),
-            record,
-            client: session.client,
-            agent: qmp::agent::Agent::new(paths.agent_socket()),
-            events: session.events,
-            serial,
-            vnc: None,
-            tap_notes: vec![],
-            listens: false,
-            found,
-            adopted: false,
-        };
-        scene.supervisor.on_launched(launched, HostShareGiven::default());
-        (scene, peer)
-    }
-
-    pub(super) fn state(&self) -> State {
-        self.supervisor.public_state()
-    }
-
-    /// Handles the next input or event, whichever comes first.
-    pub(super) async fn step(&mut self) {
-        let limit = std::time::Duration::from_secs(60);
-        let step = async {
-            tokio::select! {
-                Some(input) = self.inputs.recv() => self.supervisor.handle_input(input),
-                event = Supervisor::next_vm_event(&mut self.supervisor.vm) => {
-                    self.supervisor.handle_vm_event(event);
-                }
-                report = next_report(&mut self.supervisor.start) => {
-                    self.supervisor.on_start_report(report);
-                }
-            }
-        };
-        assert!(tokio::time::timeout(limit, step).await.is_ok(), "nothing happens");
-    }
-
-    /// Handles inputs and events until `done`.
-    pub(super) async fn until(&mut self, done: impl Fn(&Self) -> bool) {
-        while !done(self) {
-            self.step().await;
-        }
-    }
-
-    pub(super) fn published(&mut self) -> Vec<String> {
-        std::iter::from_fn(|| self.events.try_recv().ok())
-            .map(|event| event.event.clone())
-            .collect()
-    }
-}
 
 #[tokio::test]
 async fn launched_guest_runs_and_is_ready() {
@@ -226,7 +42,7 @@ async fn stop_and_resume_events_change_the_state() {
 }
 
 #[tokio::test]
-async fn exit_of_qemu_ends_the_run_and_drops_what_was_its() {
+async fn exit_of_qemu_ends_the_run() {
     let (mut scene, _peer) = Scene::running(TEXT).await;
     scene.supervisor.handle_vm_event(VmEvent::Exited { exit: Exit::Code(1), oom: false });
     assert!(scene.supervisor.vm.is_none());
@@ -245,7 +61,7 @@ async fn events_of_an_exited_qemu_are_lost() {
     let (mut scene, peer) = Scene::running(TEXT).await;
     peer.send_event("STOP", json!({})).await;
     scene.supervisor.handle_vm_event(VmEvent::Exited { exit: Exit::Code(0), oom: false });
-    // An event that was on its way finds no VM.
+    // A queued event has no VM any longer.
     let event = Supervisor::next_vm_event(&mut scene.supervisor.vm);
     let none = tokio::time::timeout(std::time::Duration::from_millis(50), event).await;
     assert!(none.is_err(), "{none:?}");
@@ -276,7 +92,7 @@ async fn sigterm_presses_the_power_button() {
 }
 
 #[tokio::test]
-async fn host_that_goes_down_stops_the_guest() {
+async fn host_shutdown_stops_the_guest() {
     let (mut scene, peer) = Scene::running(TEXT).await;
     scene.supervisor.handle_input(Input::StopSignal { host_down: false });
     assert_eq!(scene.state(), State::Stopping);
@@ -284,7 +100,7 @@ async fn host_that_goes_down_stops_the_guest() {
 }
 
 #[tokio::test]
-async fn paused_guest_is_asked_for_its_disks() {
+async fn adopted_paused_guest_is_queried() {
     let (mut scene, peer) = Scene::launched(TEXT, Guest::Paused, record()).await;
     assert_eq!(scene.state(), State::Paused);
     peer.commands.until("query-status").await;
@@ -308,21 +124,21 @@ async fn full_disk_is_reported_and_resumed() {
 }
 
 #[tokio::test]
-async fn lost_connection_is_made_again_and_the_state_is_read() {
+async fn lost_connection_is_reestablished() {
     let (mut scene, peer) = Scene::running(TEXT).await;
     let paths = scene.supervisor.ctx.paths().clone();
     drop(peer);
     for socket in [paths.qmp_socket(), paths.agent_socket()] {
         std::fs::remove_file(socket).unwrap();
     }
-    let again = super::peer_at(&paths);
+    let reconnected = super::peer_at(&paths);
     let status = json!({ "status": "paused", "running": false });
-    again.script.on("query-status", Answer::Return(status));
+    reconnected.script.on("query-status", Answer::Return(status));
     scene.until(|scene| scene.state() == State::Paused).await;
 }
 
 #[tokio::test]
-async fn reset_forgets_a_freeze() {
+async fn reset_clears_a_freeze() {
     let frozen = Some("2999-01-01T00:00:00Z".to_owned());
     let record = Record { frozen_until: frozen, ..record() };
     let (mut scene, peer) = Scene::launched(TEXT, Guest::Running, record).await;
@@ -334,7 +150,7 @@ async fn reset_forgets_a_freeze() {
 }
 
 #[tokio::test]
-async fn changed_file_is_compared() {
+async fn changed_vm_file_is_compared() {
     let (mut scene, _peer) = Scene::running(TEXT).await;
     let settings = scene.supervisor.ctx.settings();
     let file = settings.layout.vm_file(&settings.name);
@@ -366,7 +182,7 @@ async fn pending_change_makes_a_reboot_wait() {
 }
 
 #[tokio::test]
-async fn replacement_waits_until_all_is_written() {
+async fn reexec_waits_for_writes() {
     let (mut scene, _peer) = Scene::running(TEXT).await;
     scene.supervisor.handle_input(Input::Signal(Signal::Reexec));
     scene.until(|scene| scene.supervisor.history.outcome().is_some()).await;
@@ -374,7 +190,7 @@ async fn replacement_waits_until_all_is_written() {
 }
 
 #[tokio::test]
-async fn starting_supervisor_is_not_replaced() {
+async fn starting_supervisor_refuses_reexec() {
     let mut scene = Scene::new(TEXT);
     scene.supervisor.handle_input(Input::Signal(Signal::Reexec));
     scene.supervisor.handle_input(Input::Written(true));
@@ -383,7 +199,7 @@ async fn starting_supervisor_is_not_replaced() {
 }
 
 #[tokio::test]
-async fn hung_storage_prevents_the_replacement() {
+async fn hung_storage_prevents_reexec() {
     let (mut scene, _peer) = Scene::running(TEXT).await;
     scene.supervisor.handle_input(Input::Written(false));
     assert_eq!(scene.supervisor.history.outcome(), None);
@@ -400,7 +216,7 @@ async fn end_removes_socket_and_reservation() {
 }
 
 #[tokio::test]
-async fn watchdog_is_fed_by_an_answer_of_qemu() {
+async fn watchdog_queries_qemu() {
     let (mut scene, peer) = Scene::running(TEXT).await;
     scene.supervisor.on_watchdog_beat();
     peer.commands.until("query-status").await;

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Answer,
-    loop_steps::{Scene, TEXT},
+    scene::{Scene, TEXT},
 };
 use crate::{
     control::types::{Command, Refusal, Request, State},

@@ -7,8 +7,8 @@ use serde_json::json;
 
 use super::{
     Answer, Host, Unit,
-    loop_steps::{Scene, TEXT},
     requests::{ask, command},
+    scene::{Scene, TEXT},
 };
 use crate::{
     control::types::{Command, Refusal, Request, State},

@@ -6,10 +6,9 @@ use serde_json::json;
 use tokio::{net::UnixListener, sync::oneshot};
 
 use super::{
-    Answer, Host, Peer, Unit,
-    loop_steps::{Scene, TEXT},
-    peer_at, record,
+    Answer, Host, Peer, Unit, peer_at, record,
     requests::command,
+    scene::{Scene, TEXT},
 };
 use crate::{
     control::types::{Command, Refusal, Request, State},
@@ -295,7 +294,7 @@ async fn relaunch_takes_the_vm_file_as_it_is() {
     let reset = json!({ "guest": true, "reason": "guest-reset" });
     peer.send_event("SHUTDOWN", reset).await;
     scene.until_command(&peer, "quit").await;
-    // It changes once more before QEMU has exited.
+    // The file changes again before QEMU has exited.
     scene.write_file(&format!("{TEXT}vcpu = 4\n"));
     scene.exit(Exit::Code(0));
     assert!(is_in(&scene, Phase::ReadingVmFile));

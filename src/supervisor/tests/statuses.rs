@@ -3,9 +3,8 @@
 use serde_json::json;
 
 use super::{
-    Answer, Host, Unit,
-    loop_steps::{Scene, TEXT},
-    record,
+    Answer, Host, Unit, record,
+    scene::{Scene, TEXT},
 };
 use crate::{
     control::types::{Ready, State},

@@ -131,7 +131,7 @@ fn is_for_vms(cgroup: &Path) -> bool {
 /// Returns the effect of the weight at the last level.
 pub fn effect(levels: &[Level], configured: u16) -> Effect {
     let Some(last) = levels.last() else {
-        let void = Some("QEMU has no cgroup of its own".to_owned());
+        let void = Some("QEMU has no separate cgroup".to_owned());
         return Effect { weight: None, share: None, void };
     };
     let share = levels.iter().map(|level| {
@@ -236,7 +236,7 @@ mod tests {
     fn ineffective_weight_has_a_reason() {
         let top = || level("/c", Some(100), &[100]);
         for (levels, weight, share, why) in [
-            (vec![], None, None, "QEMU has no cgroup of its own"),
+            (vec![], None, None, "QEMU has no separate cgroup"),
             (
                 vec![top(), level("/c/x.slice", None, &[])],
                 None,

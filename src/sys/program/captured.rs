@@ -22,7 +22,7 @@ use rustix::{
 
 use super::error::Error;
 
-/// How often a caller's closure is asked whether the run goes on.
+/// How often a caller's closure is asked whether the run continues.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 /// How long the end of a killed process is awaited: one that waits for storage cannot be killed.
 const KILLED_WITHIN: Duration = Duration::from_secs(1);

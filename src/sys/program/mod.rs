@@ -169,7 +169,7 @@ impl Program {
         self.command.spawn()
     }
 
-    /// Starts the program in a process group of its own and without standard input, so that a
+    /// Starts the program in a new process group and without standard input, so that a
     /// Ctrl-C at the terminal does not reach it. Without `output` its standard output is discarded
     /// and standard error is shared.
     ///

@@ -1,4 +1,4 @@
-//! Beginning with qvm, run the whole way by the program: new VM files, changed ones, completed command lines, manual pages.
+//! The first steps with qvm: new VM files, edited VM files, completed command lines, manual pages.
 
 use std::{
     fs,
@@ -22,7 +22,7 @@ fn has(program: &str) -> bool {
     there
 }
 
-/// `qvm` of a caller whose home is the lab.
+/// `qvm` of a user whose home is the lab.
 fn at_home(lab: &Lab, arguments: &[&str]) -> Output {
     lab.command(arguments).env("HOME", lab.path()).stdin(Stdio::null()).output().unwrap()
 }
@@ -37,7 +37,7 @@ fn known(lab: &Lab) -> Vec<serde_json::Value> {
 }
 
 #[test]
-fn a_new_file_of_each_image_is_valid_and_has_a_plan() {
+fn new_file_of_each_image_is_valid() {
     let lab = Lab::new();
     let qemu = Command::new("qemu-system-x86_64").arg("-version").output().is_ok();
     assert!(qemu || !required("qemu"), "QEMU is missing");
@@ -88,12 +88,12 @@ fn a_new_file_of_each_image_is_valid_and_has_a_plan() {
             assert!(plan.status.success() || lacks, "{}", said(&plan));
         }
     }
-    // None claims what another has: a port, a tap, an address.
+    // No VM claims a port, tap or address of another one.
     assert_eq!(lab.ok(&["check"]).lines().count(), images.len() * 3 - 1);
 }
 
 #[test]
-fn what_new_does_not_do() {
+fn new_refuses_invalid_options() {
     let lab = Lab::new();
     lab.ok(&["new", "web", "--image", "alpine-3.23"]);
     let before = fs::read_to_string(lab.file("web")).unwrap();
@@ -120,7 +120,7 @@ fn what_new_does_not_do() {
 }
 
 #[test]
-fn new_makes_the_directory_and_takes_the_callers_key() {
+fn new_creates_directory_and_uses_key() {
     let lab = Lab::new();
     let dir = lab.file("web").parent().unwrap().to_owned();
     fs::remove_dir(&dir).unwrap();
@@ -135,7 +135,7 @@ fn new_makes_the_directory_and_takes_the_callers_key() {
     let vm = qvm::spec::load(&lab.file("web")).unwrap();
     assert_eq!(vm.cloud_init.unwrap().ssh_authorized_keys, [KEY]);
     assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o750);
-    // The table, and what it is made of.
+    // The table, compared with its source.
     let table = lab.ok(&["new", "--list"]);
     assert!(table.starts_with("KEY  "), "{table}");
     for image in known(&lab) {
@@ -143,7 +143,7 @@ fn new_makes_the_directory_and_takes_the_callers_key() {
     }
 }
 
-/// What a directory holds, by name.
+/// The names in a directory.
 fn names(dir: &Path) -> Vec<String> {
     let names = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<String> = names.collect();
@@ -171,7 +171,7 @@ fn edit(lab: &Lab, script: &str) -> Output {
 }
 
 #[test]
-fn an_edited_file_counts_once_it_is_valid() {
+fn invalid_edit_is_not_saved() {
     let lab = Lab::new();
     let (file, dir) = (lab.file("web"), lab.file("web").parent().unwrap().to_owned());
     fs::write(&file, "vcpu = 1\n").unwrap();
@@ -192,7 +192,7 @@ fn an_edited_file_counts_once_it_is_valid() {
         assert_eq!((meta.uid(), meta.gid()), (12, 34));
     }
 
-    // As vim and others do: another file in the place of the one that was opened.
+    // Like vim: a new file replaces the opened one.
     let renamed = edit(&lab, "echo 'vcpu = 3' >\"$1.new\" && mv \"$1.new\" \"$1\"");
     assert!(renamed.status.success(), "{}", said(&renamed));
     assert_eq!(fs::read_to_string(&file).unwrap(), "vcpu = 3\n");
@@ -219,7 +219,7 @@ fn an_edited_file_counts_once_it_is_valid() {
 }
 
 #[test]
-fn somebody_elses_change_is_not_overwritten() {
+fn concurrent_change_is_kept() {
     let lab = Lab::new();
     let file = lab.file("web");
     fs::write(&file, "vcpu = 1\n").unwrap();
@@ -227,7 +227,7 @@ fn somebody_elses_change_is_not_overwritten() {
     let refusal = lab.refusal(&output).is(ErrorCode::VmFileChanged, 1).clone();
     refusal.without_copy().golden("cli", "edit-changed");
     assert_eq!(fs::read_to_string(&file).unwrap(), "vcpu = 7\n");
-    // What was written is not lost, and the hint says where it is.
+    // The edited text is not lost, and the hint contains its path.
     let kept = names(file.parent().unwrap()).into_iter().find(|name| name.starts_with(".qvm-"));
     let kept = file.with_file_name(kept.unwrap()).join("web.toml");
     assert_eq!(fs::read_to_string(&kept).unwrap(), "vcpu = 2\n");
@@ -236,7 +236,7 @@ fn somebody_elses_change_is_not_overwritten() {
 }
 
 #[test]
-fn a_links_target_is_edited_with_paths_as_the_link_has_them() {
+fn link_target_is_edited() {
     let lab = Lab::new();
     let git = lab.path().join("git");
     fs::create_dir(&git).unwrap();
@@ -252,7 +252,7 @@ fn a_links_target_is_edited_with_paths_as_the_link_has_them() {
 }
 
 #[test]
-fn what_an_edit_means_to_a_vm_that_runs_is_told() {
+fn edit_reports_effects_on_running_vm() {
     let Some(image) = guest("tiny.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "mem = \"256M\"\nvcpu = 1\n");
@@ -267,16 +267,16 @@ fn what_an_edit_means_to_a_vm_that_runs_is_told() {
 const QUESTION: &str = "web: not valid. (e)dit again, or e(x)it without saving? ";
 
 #[test]
-fn on_a_terminal_what_is_wrong_is_edited_again() {
+fn terminal_edit_is_repeated_on_request() {
     let lab = Lab::new();
     fs::write(lab.file("web"), "vcpu = 1\n").unwrap();
-    // Wrong at first, and right once it was wrong.
+    // Invalid at first, and valid after the first attempt.
     let script =
         "if grep -q wrong \"$1\"; then echo 'vcpu = 4' >\"$1\"; else echo 'wrong = 1' >\"$1\"; fi";
     let mut terminal = Terminal::open(&mut edit_command(&lab, script));
     terminal.shows("wrong: unknown key", 1);
     terminal.shows(QUESTION, 1);
-    // There is no way to save it all the same, and it is asked again.
+    // There is no answer that saves an invalid file: the question is repeated.
     terminal.types(b"Q\n");
     terminal.shows(QUESTION, 2);
     assert_eq!(fs::read_to_string(lab.file("web")).unwrap(), "vcpu = 1\n");
@@ -287,7 +287,7 @@ fn on_a_terminal_what_is_wrong_is_edited_again() {
 }
 
 #[test]
-fn on_a_terminal_exit_and_ctrl_d_save_nothing() {
+fn terminal_exit_and_ctrl_d_save_nothing() {
     for keys in ["x\n", "\x04"] {
         let lab = Lab::new();
         fs::write(lab.file("web"), "vcpu = 1\n").unwrap();
@@ -302,10 +302,10 @@ fn on_a_terminal_exit_and_ctrl_d_save_nothing() {
 }
 
 #[test]
-fn ctrl_c_is_the_editors_and_at_the_question_it_saves_nothing() {
+fn ctrl_c_at_the_question_saves_nothing() {
     let lab = Lab::new();
     fs::write(lab.file("web"), "vcpu = 1\n").unwrap();
-    // To the process that waits, which is the parent, or that of a shell in between.
+    // To the waiting process, which is the parent, or the parent of a shell.
     let script = "p=$PPID; while [ \"$(cat /proc/$p/comm)\" != qvm ]; do \
         p=$(cut -d' ' -f4 /proc/$p/stat); done; kill -INT $p; echo 'wrong = 1' >\"$1\"";
     let mut terminal = Terminal::open(&mut edit_command(&lab, script));
@@ -317,7 +317,7 @@ fn ctrl_c_is_the_editors_and_at_the_question_it_saves_nothing() {
     assert_eq!(names(lab.file("web").parent().unwrap()), ["web.toml"]);
 }
 
-/// What a shell finds for the last of `words`, by the script that `qvm completions` printed for it.
+/// Returns the completions of the last of `words` by a shell with the script of `qvm completions`.
 fn bash_completes(lab: &Lab, words: &[&str]) -> Vec<String> {
     let program = Path::new(env!("CARGO_BIN_EXE_qvm")).parent().unwrap();
     let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
@@ -367,7 +367,7 @@ fn bash_completes_verbs_vms_images_and_files() {
     assert_eq!(completes(&["qvm", "new", "x", "--image", "ubu"]), ["ubuntu-24.04", "ubuntu-22.04"]);
     assert_eq!(completes(&["qvm", "--config-dir", "other", "start", "wo"]), ["wood"]);
     assert_eq!(completes(&["qvm", "start", "--dis"]), ["--discard-state"]);
-    // In every verb that takes a VM.
+    // In every verb with VM arguments.
     for verb in [
         "apply", "console", "diff", "edit", "events", "exec", "ip", "kill", "log", "pause", "plan",
         "reboot", "reseed", "restart", "resume", "run", "seed", "ssh", "status", "suspend", "wait",
@@ -385,7 +385,7 @@ fn fish_completes_names_of_vms() {
     for name in ["web", "wiki", "db"] {
         fs::write(lab.file(name), "vcpu = 1\n").unwrap();
     }
-    // The shell looks for the program itself.
+    // The shell finds the program by itself.
     symlink(env!("CARGO_BIN_EXE_qvm"), lab.path().join("qvm")).unwrap();
     let mut fish = Command::new("fish");
     for (key, value) in lab.command(&[]).get_envs() {
@@ -409,7 +409,7 @@ fn fish_completes_names_of_vms() {
 }
 
 #[test]
-fn the_program_itself_answers_zsh_and_fish() {
+fn zsh_and_fish_completions_come_from_qvm() {
     let lab = Lab::new();
     fs::write(lab.file("web"), "vcpu = 1\n").unwrap();
     let ask = |shell: &str| {
@@ -422,7 +422,7 @@ fn the_program_itself_answers_zsh_and_fish() {
         assert_eq!(ask(shell), (Some(0), "web".to_owned()), "{shell}");
     }
     assert_eq!(ask("tcsh").0, Some(1));
-    // What each reads is of its language, where it is installed to tell.
+    // Each page is valid for the installed shells.
     for (shell, check) in [("bash", "-n"), ("zsh", "-n"), ("fish", "--no-execute")] {
         let file = lab.path().join(format!("completions.{shell}"));
         fs::write(&file, lab.ok(&["completions", shell])).unwrap();
@@ -431,7 +431,7 @@ fn the_program_itself_answers_zsh_and_fish() {
             assert!(output.status.success(), "{shell}: {}", said(&output));
         }
     }
-    // Without a place for anything: no home, no runtime directory.
+    // Without directories: no home, no runtime directory.
     let mut bare = Command::new(env!("CARGO_BIN_EXE_qvm"));
     let output = bare.args(["completions", "bash"]).env_clear().output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
@@ -465,7 +465,7 @@ fn manual_pages_are_without_warnings() {
         assert!(qvm.contains(&format!("\n.SH {section}\n")), "{section}");
     }
     assert!(qvm.contains("\n.SH \"EXIT STATUS\"\n") && qvm.contains("\n.SH \"SEE ALSO\"\n"));
-    // Every verb that the help tells of.
+    // Every verb in the help.
     let help = lab.ok(&["--help"]);
     for verb in ["new", "edit", "start", "wait", "gc", "completions"] {
         assert!(help.contains(&format!("  {verb} ")), "{help}");

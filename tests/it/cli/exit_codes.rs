@@ -1,4 +1,4 @@
-//! The command line as its user meets it: all of standard error, and the exit code.
+//! The complete standard error and exit code of command lines.
 use std::{
     fs,
     os::unix::{fs::PermissionsExt, process::CommandExt},
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::lab::refusal::{Refusal, golden};
 
-/// One host with directories of its own, and what is expected of one call.
+/// A lab, with the expected result of one call.
 struct Test {
     dir: TempDir,
 }
@@ -77,7 +77,7 @@ fn usage_errors_are_code_2() {
 }
 
 #[test]
-fn nothing_there_is_an_empty_list() {
+fn empty_directory_is_an_empty_list() {
     let test = Test::new();
     assert_eq!(test.says(&["list"], 0), HEAD);
     assert_eq!(test.says(&["list", "--json"], 0), "[]\n");
@@ -85,7 +85,7 @@ fn nothing_there_is_an_empty_list() {
 }
 
 #[test]
-fn a_vm_that_is_not_there_is_code_3() {
+fn unknown_vm_is_code_3() {
     let test = Test::new();
     for verb in
         ["status", "start", "stop", "restart", "reboot", "kill", "pause", "resume", "reload"]
@@ -110,7 +110,7 @@ fn a_vm_that_is_not_there_is_code_3() {
 }
 
 #[test]
-fn a_vm_that_is_stopped() {
+fn stopped_vm() {
     let test =
         Test::new().file("config/vms/web.toml", "vcpu = 2\nmem = \"512M\"\nip = \"10.0.0.2/24\"\n");
     for verb in ["stop", "kill", "reboot", "pause", "resume", "reload", "console", "events"] {
@@ -132,7 +132,7 @@ fn a_vm_that_is_stopped() {
 }
 
 #[test]
-fn a_broken_file_is_listed_as_invalid() {
+fn broken_file_is_listed_as_invalid() {
     let test = Test::new().file("config/vms/web.toml", "vcpu = 0\n");
     let problem = "error: DIR/config/vms/web.toml:1:8: vcpu: ";
     let table = test.says(&["list"], 0);
@@ -140,13 +140,13 @@ fn a_broken_file_is_listed_as_invalid() {
     assert_eq!(lines.len(), 3, "{table}");
     assert_eq!(lines[1], "web   invalid  -       -    -    -     -  -   -          -");
     assert!(lines[2].starts_with(&format!("  {problem}")), "{table}");
-    // Nothing is started by it, and nothing made for it.
+    // Nothing is started or created.
     test.refused(&["start", "web"], ErrorCode::InvalidFile, 78, "invalid-file");
     assert!(!Path::new(&test.path("state")).exists());
 }
 
 #[test]
-fn the_log_is_printed_with_its_older_part() {
+fn log_includes_its_older_part() {
     let test = Test::new()
         .file("state/vms/web/console.log.1", "one\ntwo\n")
         .file("state/vms/web/console.log", "three\n");
@@ -155,7 +155,7 @@ fn the_log_is_printed_with_its_older_part() {
 }
 
 #[test]
-fn rm_wants_it_said() {
+fn rm_requires_disks_option() {
     let test =
         Test::new().file("config/vms/web.toml", "vcpu = 1\n").file("state/vms/web/root.raw", "x");
     test.refused(&["rm", "web"], ErrorCode::Usage, 2, "rm-without-disks");
@@ -164,7 +164,7 @@ fn rm_wants_it_said() {
 }
 
 #[test]
-fn rm_removes_the_state_and_follows_no_link() {
+fn rm_follows_no_link() {
     let test = Test::new()
         .file("config/vms/web.toml", "vcpu = 1\n")
         .file("state/vms/web/root.raw", "x")
@@ -183,7 +183,7 @@ fn rm_removes_the_state_and_follows_no_link() {
 }
 
 #[test]
-fn who_reads_no_more_is_not_told_so() {
+fn closed_reader_is_no_error() {
     let test = Test::new().file("state/vms/web/console.log", &"line\n".repeat(100_000));
     let mut child = test.command(&["log", "web"]);
     let mut child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -193,12 +193,12 @@ fn who_reads_no_more_is_not_told_so() {
 }
 
 #[test]
-fn without_a_runtime_dir_a_user_is_told() {
+fn missing_runtime_dir_is_explained() {
     let test = Test::new();
     let mut command = test.command(&["list"]);
     command.env_remove("QVM_RUNTIME_DIR").env("HOME", "/nonexistent");
     if rustix::process::geteuid().is_root() {
-        // The program has to be within the other user's reach.
+        // The other user must be able to execute the program.
         let copy = test.dir.path().join("qvm");
         crate::lab::copy_program(env!("CARGO_BIN_EXE_qvm"), &copy);
         fs::set_permissions(test.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -210,7 +210,7 @@ fn without_a_runtime_dir_a_user_is_told() {
     refusal.is(ErrorCode::DirectoryUnknown, 1).golden("cli", "no-runtime-dir");
 }
 
-/// A process that stands for a QEMU, and does not outlive its test.
+/// A process with the name of a QEMU, which ends with its test.
 struct Qemu(std::process::Child);
 
 impl Drop for Qemu {
@@ -221,7 +221,7 @@ impl Drop for Qemu {
 }
 
 #[test]
-fn a_qemu_whose_supervisor_was_killed_keeps_its_disks_and_is_shown() {
+fn unsupervised_qemu_keeps_its_disks() {
     let test =
         Test::new().file("config/vms/web.toml", "vcpu = 1\n").file("state/vms/web/root.raw", "x");
     let qemu = Qemu(Command::new("sleep").arg("600").spawn().unwrap());
@@ -255,7 +255,7 @@ fn a_qemu_whose_supervisor_was_killed_keeps_its_disks_and_is_shown() {
     let json = test.says(&["status", "web", "--json"], 0);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!((&json[0]["state"], &json[0]["pid"]), (&"running".into(), &pid.into()));
-    // Once it has gone there is nothing to be careful of.
+    // After its exit, no confirmation is necessary.
     drop(qemu);
     test.says(&["rm", "web", "--disks", "--yes"], 0);
     assert!(!Path::new(&test.path("state/vms/web")).exists());

@@ -15,9 +15,9 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// A start without systemd tells why its supervisor ended, also where the log takes no more.
+/// A start without systemd reports why its supervisor ended, even if the log cannot be written.
 #[test]
-fn start_with_full_directories_says_why() {
+fn start_with_full_directories_is_explained() {
     let Some(image) = guest("boot.qcow2") else { return };
     for full in ["s", "r"] {
         let mut lab = Lab::new();
@@ -43,7 +43,7 @@ fn start_with_full_directories_says_why() {
     }
 }
 
-/// `qvm` with so many descriptors at most.
+/// Runs `qvm` with this limit of descriptors.
 fn limited(lab: &Lab, limit: u32, arguments: &[&str]) -> Command {
     let within = lab.command(arguments);
     let mut command = Command::new("prlimit");
@@ -59,14 +59,14 @@ fn limited(lab: &Lab, limit: u32, arguments: &[&str]) -> Command {
     command
 }
 
-/// Every file below a directory, with its size and its times.
+/// Every file below a directory, with its size and times.
 fn tree(dir: &Path, found: &mut BTreeMap<PathBuf, String>) {
     for entry in fs::read_dir(dir).unwrap().flatten() {
         let meta = entry.path().symlink_metadata().unwrap();
         if meta.is_dir() {
             tree(&entry.path(), found);
         }
-        // The console log and the record of a VM that runs are its supervisor's.
+        // The supervisor of a running VM writes its console log and run record.
         let is_idle = !entry.path().components().any(|part| part.as_os_str() == "web");
         let size = if meta.is_file() && is_idle { meta.len() } else { 0 };
         found.insert(entry.path(), format!("{:?} {size}", meta.file_type()));
@@ -89,7 +89,7 @@ fn too_few_descriptors_are_a_host_fault() {
         }
         found
     };
-    // Once with all descriptors: what is kept of QEMU is written then.
+    // Once with all descriptors, so that the cache of QEMU's properties exists.
     let verbs = [
         "list",
         "list --json",
@@ -124,7 +124,7 @@ fn too_few_descriptors_are_a_host_fault() {
             let output = limited(&lab, limit, words).output().unwrap();
             let code = output.status.code();
             let said = said(&output);
-            // The dynamic loader needs descriptors before qvm is there.
+            // The dynamic loader needs descriptors before `main`.
             let is_loader = code == Some(127) && said.contains("libraries:");
             let is_right = code == Some(75) || code == *usual || is_loader;
             if !is_right || said.contains("panicked") {
@@ -138,7 +138,7 @@ fn too_few_descriptors_are_a_host_fault() {
     lab.ok(&["kill", "web"]);
 }
 
-/// The identity lock is given up after 30 s: by every verb at once.
+/// The lock of all identities times out after 30 s, for every verb in parallel.
 #[test]
 fn held_identity_lock_is_a_host_fault() {
     let Some(image) = guest("boot-poweroff.qcow2") else { return };

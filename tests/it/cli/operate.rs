@@ -1,4 +1,4 @@
-//! What an operator does to a VM that runs, on real QEMU with the boot-sector guest.
+//! Operations on a running VM, on real QEMU with the boot-sector guest.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 const SIGHUP: i32 = 1;
 const SIGINT: i32 = 2;
 
-/// A lab with a VM `web` that runs and has said that it is ready.
+/// A lab with a running VM `web` whose guest has booted.
 fn ready(image: &str, more: &str) -> Option<(Lab, usize)> {
     let image = guest(image)?;
     let mut lab = Lab::new();
@@ -31,7 +31,7 @@ fn rewrite(lab: &Lab, from: &str, to: &str) {
     fs::write(lab.file("web"), text.replace(from, to)).unwrap();
 }
 
-/// One varlink call, byte for byte.
+/// Makes a varlink call.
 fn call(lab: &Lab, method: &str, parameters: &Value) -> Value {
     let mut stream = UnixStream::connect(lab.runtime("web", "control.sock")).unwrap();
     stream.set_read_timeout(Some(crate::lab::LONG)).unwrap();
@@ -46,7 +46,7 @@ fn call(lab: &Lab, method: &str, parameters: &Value) -> Value {
 }
 
 #[test]
-fn sighup_and_reload_apply_what_can_be_applied_and_tell_the_rest() {
+fn sighup_and_reload_apply_live_keys() {
     let more = "description = \"before\"\ncpuWeight = 100\nvcpu = 1\nshutdownTimeoutSec = 60\n";
     let Some((mut lab, one)) = ready("boot.qcow2", more) else { return };
     rewrite(&lab, "\"before\"", "\"after\"");
@@ -66,7 +66,7 @@ fn sighup_and_reload_apply_what_can_be_applied_and_tell_the_rest() {
         "web: VM file read\nweb: applied: cpuWeight: 100 -> 300\nweb: pending: vcpu: 1 -> 2, when the guest reboots\n"
     );
     assert_eq!(lab.status("web")["cpuWeight"], 300);
-    // A file that is not valid changes nothing, and is told.
+    // An invalid file changes nothing, and is reported.
     rewrite(&lab, "vcpu = 2", "vcpu = 2000");
     let refusal = lab.refused(&["reload", "web"]);
     refusal.is(ErrorCode::InvalidFile, 1).golden("cli", "reload-of-an-invalid-file");
@@ -75,7 +75,7 @@ fn sighup_and_reload_apply_what_can_be_applied_and_tell_the_rest() {
 }
 
 #[test]
-fn a_reboot_leaves_changes_pending_where_the_file_says_so() {
+fn reboot_may_leave_changes_pending() {
     let Some((lab, _)) = ready("boot.qcow2", "onGuestReboot = \"reset\"\n") else { return };
     let qemu = lab.qemu_pid("web");
     rewrite(&lab, "64M", "96M");
@@ -88,7 +88,7 @@ fn a_reboot_leaves_changes_pending_where_the_file_says_so() {
 }
 
 #[test]
-fn reboot_is_a_clean_shutdown_and_a_new_qemu_and_by_force_a_reset() {
+fn reboot_relaunches_and_force_resets() {
     let Some((lab, _)) = ready("boot.qcow2", "") else { return };
     let qemu = lab.qemu_pid("web");
     lab.ok(&["reboot", "--force", "web"]);
@@ -104,7 +104,7 @@ fn reboot_is_a_clean_shutdown_and_a_new_qemu_and_by_force_a_reset() {
 }
 
 #[test]
-fn a_machine_as_systemd_knows_it() {
+fn systemd_lists_the_machine() {
     let Some((lab, _)) = ready("boot.qcow2", "") else { return };
     let machine = |method: &str, parameters: Value| {
         call(&lab, &format!("io.systemd.MachineInstance.{method}"), &parameters)
@@ -130,7 +130,7 @@ fn a_machine_as_systemd_knows_it() {
 }
 
 #[test]
-fn state_is_not_removed_under_a_running_vm_and_then_only_by_its_name() {
+fn rm_requires_a_stopped_vm() {
     let Some((lab, _)) = ready("boot.qcow2", "") else { return };
     let refusal = lab.refused(&["rm", "web", "--disks", "--yes"]);
     refusal.is(ErrorCode::VmRunning, 1).golden("cli", "rm-of-a-running-vm");
@@ -163,9 +163,9 @@ impl Drop for Running {
 }
 
 #[test]
-fn a_guest_that_floods_its_console_fills_no_disk_and_holds_up_no_stop() {
+fn console_flood_is_bounded() {
     let Some((lab, _)) = ready("boot-flood.qcow2", "") else { return };
-    // Viewers who do not read what they asked for.
+    // Viewers that do not read.
     let viewer = || {
         Running(
             lab.command(&["console", "web"])
@@ -192,7 +192,7 @@ fn a_guest_that_floods_its_console_fills_no_disk_and_holds_up_no_stop() {
 }
 
 #[test]
-fn events_are_told_as_they_come_until_the_end() {
+fn events_are_printed_until_the_end() {
     let Some((lab, _)) = ready("boot.qcow2", "") else { return };
     let mut watching = Running(
         lab.command(&["events", "-f", "--json", "web"]).stdout(Stdio::piped()).spawn().unwrap(),
@@ -203,11 +203,11 @@ fn events_are_told_as_they_come_until_the_end() {
         let count = std::io::BufRead::read_line(&mut stdout, &mut line).unwrap();
         (count > 0).then(|| serde_json::from_str(&line).unwrap())
     };
-    // What has happened comes first.
+    // Past events are printed first.
     let first = next().unwrap();
     assert_eq!((&first["vm"], &first["event"]), (&"web".into(), &"QVM_STATE".into()));
     assert!(first["at"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok());
-    until("all of that is told", || next().unwrap()["event"] == "READY");
+    until("all events are printed", || next().unwrap()["event"] == "READY");
     let told = lab.ok(&["events"]);
     assert!(told.lines().all(|line| line.contains("  web  ")), "{told}");
     assert!(told.contains("  QVM_STATE  state=running\n"), "{told}");
@@ -230,7 +230,7 @@ fn events_are_told_as_they_come_until_the_end() {
 }
 
 #[test]
-fn a_log_is_followed_over_a_new_qemu_to_the_end() {
+fn log_is_followed_through_relaunch() {
     let Some((lab, _)) = ready("boot.qcow2", "") else { return };
     let mut following =
         Running(lab.command(&["log", "-f", "web"]).stdout(Stdio::piped()).spawn().unwrap());
@@ -250,7 +250,7 @@ fn a_log_is_followed_over_a_new_qemu_to_the_end() {
 }
 
 #[test]
-fn ctrl_c_at_the_foreground_supervisor_is_a_clean_stop() {
+fn ctrl_c_is_a_clean_stop() {
     let Some((mut lab, one)) = ready("boot.qcow2", "") else { return };
     signal(lab.supervisor(one).id().cast_signed(), SIGINT);
     assert_eq!(lab.exit_code(one), Some(0));

@@ -1,5 +1,5 @@
-//! Compares README.md and docs/ with the repository: VM files are valid, verbs, make targets, links
-//! and constants exist, samples of output have the shape of real output.
+//! Compares README.md and docs/ with the repository: VM files are valid; verbs, make targets, links
+//! and constants exist; samples of output have the shape of real output.
 use std::{
     collections::BTreeSet,
     ffi::OsString,
@@ -17,7 +17,7 @@ use qvm::{
 
 use crate::lab::{Lab, guest, network::Network};
 
-/// A fenced block: its language, the line of its fence, its contents.
+/// A fenced block: its language, the line of its fence, its content.
 #[derive(Debug, PartialEq)]
 struct Block {
     language: String,
@@ -59,7 +59,7 @@ fn make_targets(markdown: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// The targets that a makefile has.
+/// The targets of a makefile.
 fn targets(makefile: &str) -> BTreeSet<String> {
     makefile
         .lines()
@@ -134,7 +134,7 @@ fn vm_files_are_valid() {
     assert!(count >= 5, "only {count} VM files in all pages");
 }
 
-/// The document of the host settings has a row for each key of the reader, and no other.
+/// The document of the host settings has a row for each key of the reader, and no other row.
 #[test]
 fn host_settings_document_has_all_keys() {
     let page = fs::read_to_string(top().join("docs/reference/host-settings.md")).unwrap();
@@ -201,7 +201,7 @@ fn commands_are_accepted_by_the_parser() {
                 use clap::error::ErrorKind::{
                     DisplayHelp, DisplayVersion, MissingRequiredArgument,
                 };
-                // A verb that is only named need not have all arguments.
+                // A verb can be named without all of its arguments.
                 let group = ["image", "disk"].iter().any(|group| {
                     command.strip_prefix("qvm ").is_some_and(|rest| rest.starts_with(group))
                 });
@@ -218,7 +218,7 @@ fn commands_are_accepted_by_the_parser() {
     assert!(count >= 40, "only {count} commands in all pages");
 }
 
-/// The constants of a source file with the type of a time, a size, a count or a limit.
+/// The constants of a source file whose type is a time, a size, a count or a limit.
 fn constants(source: &str) -> Vec<String> {
     let product = source.split("#[cfg(test)]").next().unwrap_or_default();
     let constant = |line: &str| {
@@ -260,7 +260,7 @@ fn every_constant_is_explained() {
             let explains = |decision: &str| {
                 decision.contains(path) && decision.split(|c| !is_word(c)).any(|word| word == name)
             };
-            // Units of measure and numbers of signals are not decisions.
+            // Units of measure and signal numbers are not decisions.
             let is_fact = ["MIB", "GIB", "SIGKILL"].contains(&name.as_str());
             if !is_fact && !decisions.iter().any(|decision| explains(decision)) {
                 missing.push(format!("{path}: {name}"));
@@ -292,7 +292,7 @@ fn decisions_have_four_fields() {
     assert!(count > 150, "only {count} decisions");
 }
 
-/// The drawing of the folders has the order of the table in src/lib.rs, the topmost folder first.
+/// The drawing of the folders has the order of the table in src/lib.rs, the uppermost folder first.
 #[test]
 fn drawing_has_the_order_of_the_layers() {
     let lib = fs::read_to_string(top().join("src/lib.rs")).unwrap();
@@ -307,8 +307,8 @@ fn drawing_has_the_order_of_the_layers() {
     assert_eq!(drawn, layers);
 }
 
-/// Source files in documents exist, by their paths in the repository or in src/, or in the folder
-/// that begins the row of a table.
+/// Source files in documents exist: by their paths in the repository or in src/, or in the folder
+/// at the beginning of a table row.
 #[test]
 fn source_files_named_in_documents_exist() {
     let mut wrong = Vec::new();
@@ -363,8 +363,7 @@ fn samples(markdown: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// The same three VMs as in the README: two run on a bridge with a pending change each, one is
-/// stopped.
+/// The three VMs of the README: two run on a bridge with one pending change each, one is stopped.
 #[test]
 fn samples_have_the_shape_of_real_output() {
     let samples = samples(&readme());
@@ -443,7 +442,7 @@ fn anchor(heading: &str) -> String {
 }
 
 #[test]
-fn links_of_all_pages_lead_somewhere() {
+fn links_of_all_pages_exist() {
     let mut missing = Vec::new();
     for (page, text) in pages() {
         for link in links(&text) {
@@ -468,9 +467,9 @@ fn links_of_all_pages_lead_somewhere() {
     assert!(missing.is_empty(), "these links lead nowhere: {missing:#?}");
 }
 
-/// Every document is linked by another one; the pages at the old places lead to the new ones.
+/// Every document is linked by another one; the pages at old paths link to the new ones.
 #[test]
-fn every_document_is_reached_by_a_link() {
+fn every_document_is_linked() {
     let mut linked = BTreeSet::new();
     for (page, text) in pages() {
         for link in links(&text) {
@@ -553,12 +552,12 @@ mod parsers {
 
     #[test]
     #[should_panic(expected = "not closed")]
-    fn an_open_block() {
+    fn unclosed_block_is_reported() {
         blocks("```sh\nmake\n");
     }
 
     #[test]
-    fn targets_of_text_and_makefile() {
+    fn targets_are_found() {
         let named =
             make_targets("Run `make demo`, `cmake x`.\n```sh\nmake test # all\nmake\n```\n");
         assert_eq!(named, BTreeSet::from(["build", "demo", "test"].map(str::to_owned)));

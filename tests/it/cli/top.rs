@@ -8,7 +8,7 @@ use crate::lab::{
     until,
 };
 
-/// `qvm` on a terminal, and what the terminal shows.
+/// `qvm` on a terminal, and its output.
 struct Screen(Terminal);
 
 impl Screen {
@@ -37,7 +37,7 @@ fn line<'a>(text: &'a str, name: &str) -> &'a str {
 }
 
 #[test]
-fn it_sorts_shows_a_console_and_stops_within_80_columns() {
+fn top_sorts_and_stops_in_80_columns() {
     let (Some(spin), Some(image)) = (guest("boot-spin.qcow2"), guest("boot-keys.qcow2")) else {
         return;
     };
@@ -51,9 +51,9 @@ fn it_sorts_shows_a_console_and_stops_within_80_columns() {
     until("the busy one has used a CPU", || {
         let text = top.text();
         let cpu = line(&text, "busy-with").split_whitespace().nth(2).unwrap_or_default();
-        // The other one may still boot.
+        // The other one may still be booting.
         let is_first = text.lines().nth(2).is_some_and(|line| line.starts_with("busy"));
-        // On a loaded host it gets a small share of one.
+        // On a loaded host it gets a small share of a CPU.
         is_first && cpu.parse::<f64>().is_ok_and(|cpu| cpu > 2.0)
     });
     assert!(top.0.is_raw());
@@ -66,24 +66,24 @@ fn it_sorts_shows_a_console_and_stops_within_80_columns() {
     for head in ["NAME", "CPU%", "WAIT%", "MEM", "DISK r/w", "LAT", "NET in/out", "PSI%"] {
         assert!(text.contains(head), "{head}\n{text}");
     }
-    // What is used first, and what does not run last.
+    // Sorted by usage; stopped VMs are last.
     let names: Vec<&str> =
         text.lines().skip(2).take(3).filter_map(|line| line.split_whitespace().next()).collect();
     assert_eq!((names[0].starts_with("busy"), names[2]), (true, "down"), "{text}");
     assert!(line(&text, "down").contains("stopped"), "{text}");
 
-    // By name, then the second of them: its console, and back.
+    // Sorted by name, then the second VM: its console, and back.
     top.press("ssss");
     top.shows("sort: name");
     top.press("\x1b[F");
     top.press("c");
     top.shows("Connected to idle; Ctrl-] leaves");
-    // At the guest's keyboard, and it says on its console what it reads there.
+    // At the guest's keyboard; the guest prints the key on its console.
     lab.ok(&["type", "idle", "greetings"]);
     top.shows("greetings");
     top.press("\x1d");
     top.shows("2 of 3 run");
-    // A stop is asked for again.
+    // A stop requires a confirmation.
     top.press("S");
     top.shows("shut idle down? y: yes, any other key: no");
     top.press("n");
@@ -99,7 +99,7 @@ fn it_sorts_shows_a_console_and_stops_within_80_columns() {
 }
 
 #[test]
-fn it_leaves_the_terminal_as_it_was_after_a_signal_and_wants_one() {
+fn top_restores_the_terminal() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "");

@@ -1,4 +1,5 @@
-//! Verbs that follow something, and an operator who vanishes: each verb with each way to vanish, on real terminals and real guests.
+//! Verbs that follow output, and an operator who disconnects: each verb with each kind of
+//! disconnection, on real terminals and real guests.
 
 use std::{
     fs,
@@ -13,17 +14,17 @@ use crate::lab::{LONG, Lab, guest, signal, terminal::Terminal, until};
 const SIGHUP: i32 = 1;
 const SIGINT: i32 = 2;
 const SIGTERM: i32 = 15;
-/// What a process may use from the moment it is followed by nobody: far less than one that spins uses in the time that a test waits.
+/// The CPU time limit of a process without a reader: far below that of a busy loop.
 const CPU: Duration = Duration::from_secs(2);
 
-/// A verb that goes on until it is ended.
+/// A verb that runs until it is ended.
 struct Verb {
     words: &'static [&'static str],
-    /// What it shows once it follows; empty where it shows nothing.
+    /// Its output when it follows; empty without output.
     shows: &'static str,
-    /// It needs a terminal.
+    /// It requires a terminal.
     terminal: bool,
-    /// What it ends with where its reader has gone.
+    /// Its exit code after the reader has closed.
     unread: i32,
 }
 
@@ -47,7 +48,8 @@ const VERBS: [Verb; 11] = [
     verb(&["fsfreeze", "web", "--", "sh", "-c", SLEEP], "follows", 141),
 ];
 
-/// The guests of all verbs: one with an agent and a file system that can be frozen, and one that does not shut down.
+/// The guests of all verbs: one with an agent and a file system that can be frozen, and one that
+/// ignores the power button.
 fn lab() -> Option<Lab> {
     let (tiny, deaf) = (guest("tiny.qcow2")?, guest("boot-deaf.qcow2")?);
     let lab = Lab::new();
@@ -61,7 +63,7 @@ fn lab() -> Option<Lab> {
     Some(lab)
 }
 
-/// The CPU time of a process, also of one that has ended and was not waited for.
+/// The CPU time of a process, even of a zombie.
 fn cpu(pid: u32) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
@@ -69,14 +71,14 @@ fn cpu(pid: u32) -> Duration {
     Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
 }
 
-/// It watches its standard streams.
+/// The verb watches its standard streams.
 fn watches(pid: u32) -> bool {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let names = threads.map(|thread| fs::read_to_string(thread.path().join("comm")));
     names.flatten().any(|name| name.trim() == "session")
 }
 
-/// Waits for the end, which is to be soon and cheap; the exit code as a shell has it.
+/// Waits for the end, which must be soon and use little CPU time; returns the exit code of a shell.
 fn ended(what: &str, child: &mut Child, before: Duration) -> i32 {
     let pid = child.id();
     until(&format!("the end of {what}"), || {
@@ -88,9 +90,9 @@ fn ended(what: &str, child: &mut Child, before: Duration) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap())
 }
 
-/// What is left in the guest of a verb that was ended.
+/// The leftovers of an ended verb in the guest.
 fn nothing_is_left(lab: &Lab, what: &str) {
-    // The one directory is that of this command.
+    // The only directory is that of this command.
     let script = "ls -d /tmp/.qvm-* 2>/dev/null; ls -d /tmp/tmp.* | wc -l";
     assert_eq!(lab.ok(&["exec", "-n", "web", "--", "sh", "-c", script]), "1\n", "{what}");
 }
@@ -126,7 +128,7 @@ fn signals_end_verbs_and_restore_terminals() {
             assert_eq!(ended(&what, &mut terminal.child, used), code, "{what}");
             assert_eq!(terminal.modes(), before, "{what}");
             if verb.terminal {
-                // The other screen is left, and the cursor is there.
+                // The alternate screen is left, and the cursor is visible.
                 let shown = String::from_utf8_lossy(&terminal.written()).into_owned();
                 assert!(shown.contains("\x1b[?1049l") && shown.ends_with("\x1b[?25h"), "{what}");
             }
@@ -136,20 +138,20 @@ fn signals_end_verbs_and_restore_terminals() {
 }
 
 #[test]
-fn a_hung_up_terminal_ends_verbs() {
+fn terminal_hangup_ends_verbs() {
     let Some(lab) = lab() else { return };
     for verb in &VERBS {
         let what = format!("{:?} without its terminal", verb.words);
         let mut terminal = on_a_terminal(&lab, verb);
         let used = cpu(terminal.child.id());
-        // It is not the controlling terminal: no SIGHUP tells of it.
+        // It is not the controlling terminal, so there is no SIGHUP.
         terminal.hang_up();
         assert_eq!(ended(&what, &mut terminal.child, used), 129, "{what}");
     }
     nothing_is_left(&lab, "hangups");
 }
 
-/// Starts a verb in pipes.
+/// Starts a verb with pipes.
 fn in_pipes(lab: &Lab, words: &[&str]) -> (Child, BufReader<std::process::ChildStdout>) {
     let mut command = lab.command(words);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -166,7 +168,7 @@ fn reads_until(out: &mut impl BufRead, text: &str) {
 }
 
 #[test]
-fn a_closed_standard_output_ends_verbs() {
+fn closed_standard_output_ends_verbs() {
     let Some(lab) = lab() else { return };
     for verb in VERBS.iter().filter(|verb| !verb.terminal) {
         let what = format!("{:?} without a reader", verb.words);
@@ -181,7 +183,7 @@ fn a_closed_standard_output_ends_verbs() {
 }
 
 #[test]
-fn the_end_of_standard_input_ends_a_console() {
+fn end_of_input_ends_a_console() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "");
@@ -195,15 +197,15 @@ fn the_end_of_standard_input_ends_a_console() {
     drop(keys);
     assert_eq!(ended("a console without keys", &mut child, used), 0);
     out.read_to_string(&mut String::new()).unwrap();
-    // What was typed has come to the guest all the same.
+    // The input has reached the guest nevertheless.
     lab.says("web", "BOOT-GUEST-READY", 2);
 }
 
 #[test]
-fn a_start_that_waits_ends_and_the_guest_goes_on() {
+fn canceled_start_keeps_the_guest() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
-    // No agent will ever answer there.
+    // No agent will answer there.
     lab.vm("web", &image, "ready = \"agent\"\nreadyTimeoutSec = 3600\n");
     let start = verb(&["start", "web"], "", 141);
     let ways: [(&str, i32); 4] = [("HUP", 129), ("INT", 130), ("TERM", 143), ("hangup", 129)];
@@ -231,9 +233,9 @@ fn a_start_that_waits_ends_and_the_guest_goes_on() {
     assert_eq!(lab.status("web")["state"], "running");
 }
 
-/// nohup(1): whoever ignores SIGHUP outlives the terminal, and does not spin for it.
+/// nohup(1): a process that ignores SIGHUP outlives the terminal, and does not use CPU time for it.
 #[test]
-fn nohup_outlives_the_terminal() {
+fn nohup_survives_the_terminal() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "");
@@ -258,9 +260,9 @@ fn nohup_outlives_the_terminal() {
     assert_eq!(terminal.code(), Some(0));
 }
 
-/// A terminal that takes no output (Ctrl-S, or an operator whose connection hangs) holds up no signal.
+/// A stopped terminal (Ctrl-S, or a hung connection of the operator) does not delay signals.
 #[test]
-fn a_held_terminal_holds_up_no_signal() {
+fn stopped_terminal_delays_no_signal() {
     let Some(image) = guest("boot-flood.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "");

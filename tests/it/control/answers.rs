@@ -1,4 +1,5 @@
-//! Control answers against a real QEMU: an answer comes when the effect is there, or with the reason why it is not.
+//! Control replies against a real QEMU: a reply arrives after the effect, or with the reason of the
+//! failure.
 
 use std::{
     fs,
@@ -20,12 +21,12 @@ const SIGKILL: i32 = 9;
 const SIGUSR2: i32 = 12;
 const SIGCONT: i32 = 18;
 const SIGSTOP: i32 = 19;
-/// How often each answer is compared with the state behind it.
+/// The number of comparisons of replies with the state.
 const ROUNDS: usize = 200;
-/// No answer takes longer: less than a client of qvm waits.
+/// The time limit of a reply: less than that of a client of qvm.
 const BOUND: Duration = Duration::from_secs(29);
 
-/// One connection to a control socket, spoken by hand.
+/// One connection to a control socket.
 struct Control(UnixStream);
 
 impl Control {
@@ -39,7 +40,8 @@ impl Control {
         Some(Self(stream))
     }
 
-    /// The parameters of a reply, or the name of an error and its parameters; `None` where the connection was closed.
+    /// The parameters of a reply, or the name and parameters of an error; `None` if the connection
+    /// was closed.
     fn try_call(
         &mut self,
         method: &str,
@@ -79,10 +81,10 @@ impl Control {
     }
 }
 
-/// An answer or an error, or `None` if the connection was closed; and how long it took.
+/// A reply or an error, `None` if the connection was closed; and the duration.
 type Asked = (Option<Result<Value, (String, Value)>>, Duration);
 
-/// Calls a method on a connection of its own; the answer, and how long it took.
+/// Calls a method on a new connection; returns the reply and the duration.
 fn ask(lab: &Lab, method: &'static str) -> JoinHandle<Asked> {
     let mut control = Control::open(lab);
     thread::spawn(move || {
@@ -111,7 +113,7 @@ fn pause_and_resume_answer_after_qemu() {
         for round in 0..ROUNDS {
             asks.ok(&format!("{interface}.Pause"));
             assert_eq!(looks.word(), "paused", "{interface} {round}");
-            // What is so already is no error.
+            // A state that is already reached is no error.
             if round % 10 == 0 {
                 asks.ok(&format!("{interface}.Pause"));
                 assert_eq!(looks.word(), "paused");
@@ -125,14 +127,14 @@ fn pause_and_resume_answer_after_qemu() {
 }
 
 #[test]
-fn opposite_askers_each_get_an_answer() {
+fn opposite_requests_each_get_a_reply() {
     let Some(lab) = running("boot.qcow2", "") else { return };
     let asker = |method: &'static str| {
         let mut control = Control::open(&lab);
         thread::spawn(move || {
             for _ in 0..ROUNDS {
                 if let Err((name, _)) = control.call(method, &json!({})) {
-                    // The other one was faster, and that is told.
+                    // The other client was faster, which is reported.
                     assert_eq!(name, "io.qvm.Vm.Failed");
                 }
             }
@@ -157,7 +159,7 @@ fn reset_answers_after_the_reset() {
     let last = |looks: &mut Control| {
         let told = looks.ok("io.qvm.Vm.RecentEvents");
         let resets = told["events"].as_array().unwrap().iter().cloned();
-        // Firmware resets the machine itself once more.
+        // The firmware resets the machine again.
         let ours = |one: &Value| one["data"]["reason"] == "host-qmp-system-reset";
         resets.into_iter().find(ours).unwrap_or_default()
     };
@@ -201,7 +203,7 @@ fn set_memory_answers_after_the_target_is_set() {
 }
 
 #[test]
-fn ends_answer_when_they_are_there() {
+fn ends_reply_when_complete() {
     let Some(lab) = running("boot.qcow2", "") else { return };
     let mut first = true;
     for method in ["Kill", "Suspend", "PowerOff"].into_iter().cycle().take(21) {
@@ -212,7 +214,7 @@ fn ends_answer_when_they_are_there() {
         let (mut asks, mut looks) = (Control::open(&lab), Control::open(&lab));
         asks.ok(&format!("io.qvm.Vm.{method}"));
         if method == "PowerOff" {
-            // The guest was asked; how that goes on is told by events.
+            // The power button was pressed; events report the progress.
             let word = looks.try_call("io.systemd.MachineInstance.Describe", &json!({}));
             assert!(
                 matches!(word, None | Some(Err(_)))
@@ -229,7 +231,7 @@ fn ends_answer_when_they_are_there() {
 }
 
 #[test]
-fn a_stopped_qemu_is_a_bounded_error() {
+fn stopped_qemu_is_a_bounded_error() {
     let Some(lab) = running("boot.qcow2", "") else { return };
     let qemu = lab.qemu_pid("web");
     signal(qemu, SIGSTOP);
@@ -250,9 +252,9 @@ fn a_stopped_qemu_is_a_bounded_error() {
     assert_eq!(error(memory.join().unwrap()), "io.qvm.Vm.Unconfirmed");
     let target = || Control::open(&lab).ok("io.qvm.Vm.Status")["status"]["memTargetBytes"].clone();
     assert_eq!(target(), Value::Null);
-    // The loop was never held up: whatever does not need QEMU is answered.
+    // The loop is not blocked: requests that do not need QEMU are answered.
     assert_eq!(Control::open(&lab).word(), "running");
-    // As it is told, the command takes effect once QEMU can.
+    // According to the reply, the command takes effect when QEMU answers again.
     signal(qemu, SIGCONT);
     until("the pause has taken effect", || Control::open(&lab).word() == "paused");
     until("the target has taken effect", || target() == 32 << 20);
@@ -260,12 +262,12 @@ fn a_stopped_qemu_is_a_bounded_error() {
 }
 
 #[test]
-fn a_kill_answers_who_waits_for_a_pause() {
+fn kill_ends_a_waiting_pause() {
     let Some(lab) = running("boot.qcow2", "") else { return };
     let qemu = lab.qemu_pid("web");
     signal(qemu, SIGSTOP);
     let pause = ask(&lab, "io.qvm.Vm.Pause");
-    // The next request on another connection is handled behind the first one.
+    // The next request on another connection is handled after the first one.
     until("the pause is with QEMU", || Control::open(&lab).word() == "running");
     let kill = ask(&lab, "io.qvm.Vm.Kill");
     let (answer, _) = pause.join().unwrap();
@@ -276,7 +278,7 @@ fn a_kill_answers_who_waits_for_a_pause() {
 }
 
 #[test]
-fn a_replaced_program_answers_first() {
+fn reexec_replies_first() {
     let Some(lab) = running("boot.qcow2", "") else { return };
     let qemu = lab.qemu_pid("web");
     let supervisor: i32 = lab.status("web")["supervisorPid"].as_i64().unwrap().try_into().unwrap();
@@ -289,7 +291,7 @@ fn a_replaced_program_answers_first() {
     signal(qemu, SIGCONT);
     let (answer, _) = pause.join().unwrap();
     assert_eq!(answer, Some(Ok(json!({}))));
-    // Whoever waits at the old program loses the connection, and is told nothing that is not so.
+    // Clients of the replaced program lose the connection without a wrong reply.
     until("the old program is gone", || {
         kept.try_call("io.systemd.MachineInstance.Describe", &json!({})).is_none()
     });
@@ -299,7 +301,7 @@ fn a_replaced_program_answers_first() {
     assert_eq!(status["supervisorPid"], supervisor);
 }
 
-/// What `qvm status` and `qvm list` say again and again, until told to end; every answer is whole.
+/// Runs `qvm status` and `qvm list` repeatedly until it is stopped; every reply is complete.
 fn watched(
     lab: &Arc<Lab>,
     verb: &'static str,
@@ -314,7 +316,7 @@ fn watched(
             let all: Value = serde_json::from_slice(&output.stdout).unwrap();
             let status = &all[0];
             let state = status["state"].as_str().unwrap();
-            // While it is taken over, its supervisor says so.
+            // During the replacement, its supervisor reports it.
             assert!(["running", "starting"].contains(&state), "{verb}: {status}");
             assert_eq!(status["pid"], qemu, "{verb}: {status}");
             looks += 1;
@@ -324,7 +326,7 @@ fn watched(
 }
 
 #[test]
-fn a_status_is_whole_while_supervisors_change() {
+fn status_is_complete_during_adoptions() {
     let Some(lab) = running("boot.qcow2", "") else { return };
     let (lab, end) = (Arc::new(lab), Arc::new(AtomicBool::new(false)));
     let qemu = lab.qemu_pid("web");

@@ -1,4 +1,5 @@
-//! The serial console and its log: what was said before, since the last boot, when; and a supervisor that is replaced meanwhile.
+//! The serial console and its log: earlier output, since the last boot, with times; and a
+//! supervisor that is replaced meanwhile.
 
 use std::{
     io::Read,
@@ -13,7 +14,7 @@ const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
 
 #[test]
-fn a_log_is_cut_at_the_last_boot_and_has_times() {
+fn log_has_boots_and_times() {
     let Some(image) = guest("boot-count.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "");
@@ -28,7 +29,7 @@ fn a_log_is_cut_at_the_last_boot_and_has_times() {
     let (all, since) = (lab.ok(&["log", "web"]), lab.ok(&["log", "-b", "web"]));
     assert_eq!((boots(&all), boots(&since)), (2, 1), "{since}");
     assert!(all.starts_with(&first) && all[first.len()..].starts_with(&since[..16]), "{all}");
-    // The reset button is a boot as well.
+    // A reset counts as a boot.
     lab.ok(&["reboot", "--force", "web"]);
     lab.says("web", "BOOT-GUEST-READY", 3);
     let (all, since) = (lab.ok(&["log", "web"]), lab.ok(&["log", "-b", "web"]));
@@ -41,7 +42,7 @@ fn a_log_is_cut_at_the_last_boot_and_has_times() {
     lab.ok(&["kill", "web"]);
 }
 
-/// What a process prints, as it comes.
+/// The output of a process, as it arrives.
 fn collected(mut from: impl Read + Send + 'static) -> Arc<Mutex<String>> {
     let seen = Arc::new(Mutex::new(String::new()));
     let to = seen.clone();
@@ -55,7 +56,7 @@ fn collected(mut from: impl Read + Send + 'static) -> Arc<Mutex<String>> {
 }
 
 #[test]
-fn a_console_begins_with_what_was_said_and_outlives_its_supervisor() {
+fn console_has_history_and_survives_reexec() {
     let Some(image) = guest("boot-count.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "");
@@ -70,7 +71,7 @@ fn a_console_begins_with_what_was_said_and_outlives_its_supervisor() {
         .spawn()
         .unwrap();
     let seen = collected(viewer.stdout.take().unwrap());
-    until("what was said before is shown", || seen.lock().unwrap().contains(&line));
+    until("earlier output is shown", || seen.lock().unwrap().contains(&line));
     let supervisor = lab.status("web")["supervisorPid"].as_i64().unwrap().try_into().unwrap();
     signal(supervisor, SIGKILL);
     let socket = lab.runtime("web", "control.sock");

@@ -1,4 +1,4 @@
-//! `qvm metrics`: read by Prometheus' own Python parser, with numbers that are true.
+//! `qvm metrics`, read by the Python parser of Prometheus, with correct values.
 
 use std::{
     collections::BTreeSet,
@@ -10,7 +10,7 @@ use std::{
 use crate::lab::{Lab, guest, until};
 use serde_json::Value;
 
-/// Debian's, for which there is the package `python3-prometheus-client`.
+/// The package `python3-prometheus-client` of Debian.
 const PYTHON: &str = "/usr/bin/python3";
 const PARSE: &str = "
 import json, sys
@@ -19,7 +19,7 @@ print(json.dumps([[f.name, f.type, f.documentation, [[s.name, s.labels, s.value]
                   for f in families(sys.stdin.read())]))
 ";
 
-/// The samples as the parser finds them: family, kind, help, and each sample's name, labels and value.
+/// The samples from the parser: family, type, help, and each sample's name, labels and value.
 fn parsed(text: &str) -> Option<Value> {
     let there = Command::new(PYTHON).args(["-c", "import prometheus_client"]).output();
     if !there.is_ok_and(|output| output.status.success()) {
@@ -39,7 +39,7 @@ fn parsed(text: &str) -> Option<Value> {
     Some(serde_json::from_slice(&output.stdout).unwrap())
 }
 
-/// The value of a sample that has these labels.
+/// The value of a sample with these labels.
 fn value(all: &Value, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
     let families = all.as_array().unwrap().iter();
     let mut samples = families.flat_map(|family| family[3].as_array().unwrap());
@@ -49,7 +49,7 @@ fn value(all: &Value, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
 }
 
 #[test]
-fn prometheus_reads_it_and_the_numbers_are_true() {
+fn prometheus_reads_correct_metrics() {
     let Some(image) = guest("boot-spin.qcow2") else { return };
     let lab = Lab::new();
     let file = "vcpu = 2\nautostart = true\ncpuWeight = 300\n[disk.data]\nsize = \"8M\"\n";
@@ -94,14 +94,14 @@ fn prometheus_reads_it_and_the_numbers_are_true() {
     }
     let of = |name: &str, labels: &[(&str, &str)]| value(&all, name, labels).unwrap();
     assert!(of("qvm_vm_last_end_time_seconds", &[("vm", "idle"), ("reason", "killed")]) > 1e9);
-    // The boot sectors, at least.
+    // At least the boot sectors.
     assert!(of("qvm_vm_disk_read_bytes_total", &[("vm", "web"), ("disk", "root")]) >= 1536.0);
     let cpu = of("qvm_vm_cpu_seconds_total", &[("vm", "web")]);
     let spinning = of("qvm_vm_vcpu_seconds_total", &[("vm", "web"), ("vcpu", "0")]);
     assert!(cpu >= 0.3 && spinning > 0.0 && spinning <= cpu + 1.0, "{cpu} {spinning}");
     assert!(of("qvm_vm_memory_resident_bytes", &[("vm", "web")]) > f64::from(1 << 20));
 
-    // Into a file that is replaced at once, and that the collector may read.
+    // Into a file that is replaced atomically, and that the collector may read.
     let output = lab.path().join("qvm.prom");
     fs::write(&output, "old").unwrap();
     assert_eq!(lab.ok(&["metrics", "--output", output.to_str().unwrap()]), "");
@@ -115,7 +115,7 @@ fn prometheus_reads_it_and_the_numbers_are_true() {
 }
 
 #[test]
-fn a_list_is_watched_until_nobody_reads_it() {
+fn watched_list_ends_with_its_reader() {
     use std::io::Read;
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
@@ -137,7 +137,7 @@ fn a_list_is_watched_until_nobody_reads_it() {
     }
     assert!(!text.contains('\x1b'), "{text:?}");
     drop(out);
-    // The next table finds nobody: quietly.
+    // The next line has no reader: no error is printed.
     let ended = list.wait_with_output().unwrap();
     assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
     lab.ok(&["kill", "web"]);

@@ -1,4 +1,4 @@
-//! The control socket and what is behind it.
+//! The control socket.
 
 mod answers;
 mod console;

@@ -1,4 +1,4 @@
-//! The guest's screen and keyboard: photographed, served by VNC, typed at.
+//! The guest's screen and keyboard: screenshots, VNC, typed text.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ fn started(more: &str) -> Option<Lab> {
     Some(lab)
 }
 
-/// Width, height, and how many of the picture's pixels are not black.
+/// The width, the height, and the number of pixels that are not black.
 fn picture(png: &[u8]) -> (u32, u32, usize) {
     let mut reader = png::Decoder::new(std::io::Cursor::new(png)).read_info().unwrap();
     let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
@@ -33,13 +33,13 @@ fn picture(png: &[u8]) -> (u32, u32, usize) {
 }
 
 #[test]
-fn a_picture_shows_what_the_firmware_wrote() {
+fn screenshot_shows_firmware_text() {
     let Some(lab) = started("[display]\n") else { return };
     let file = lab.path().join("screen.png");
     lab.ok(&["screenshot", "web", file.to_str().unwrap()]);
     let (width, height, lit) = picture(&fs::read(&file).unwrap());
     assert!(width >= 640 && height >= 350, "{width}x{height}");
-    // SeaBIOS says what it boots from, in text.
+    // SeaBIOS prints the boot device in text mode.
     assert!(lit > 100, "the screen is black");
     let output = lab.qvm(&["screenshot", "web", "-"]);
     assert_eq!(picture(&output.stdout).0, width);
@@ -50,7 +50,7 @@ fn a_picture_shows_what_the_firmware_wrote() {
 }
 
 #[test]
-fn without_a_screen_there_is_none_and_keys_go_in_all_the_same() {
+fn keys_work_without_a_screen() {
     let Some(lab) = started("") else { return };
     let refusal = lab.refused(&["screenshot", "web", "-"]);
     refusal.is(ErrorCode::NoScreen, 1).golden("control", "no-screen");
@@ -63,14 +63,14 @@ fn without_a_screen_there_is_none_and_keys_go_in_all_the_same() {
     refusal.is(ErrorCode::CharacterUnknown, 1).golden("control", "character-unknown");
     let refusal = lab.refused(&["sendkey", "web", "ctrl-alt-bogus"]);
     refusal.is(ErrorCode::KeyUnknown, 2).golden("control", "key-unknown");
-    // The firmware takes it for what it is.
+    // The firmware reads it as the right key.
     lab.ok(&["sendkey", "web", "ctrl-alt-del"]);
     lab.says("web", "BOOT-GUEST-READY", 2);
     lab.ok(&["kill", "web"]);
     lab.refused(&["sendkey", "web", "a"]).is(ErrorCode::NotRunning, 3);
 }
 
-/// What a VNC server says first (RFC 6143, 7.1.1), and the kinds of security that it offers.
+/// The first message of a VNC server (RFC 6143, 7.1.1), and its security types.
 fn handshake(stream: &mut (impl Read + Write)) -> Vec<u8> {
     let mut version = [0; 12];
     stream.read_exact(&mut version).unwrap();
@@ -86,7 +86,8 @@ fn handshake(stream: &mut (impl Read + Write)) -> Vec<u8> {
 const NONE: u8 = 1;
 const PASSWORD: u8 = 2;
 
-/// Chooses a kind of security and, for a password, answers the challenge (7.2.2): whether the server takes it.
+/// Selects a security type and, with a password, answers the challenge (7.2.2); whether the server
+/// accepts it.
 fn let_in(stream: &mut (impl Read + Write), password: Option<&str>) -> bool {
     let kind = if password.is_some() { PASSWORD } else { NONE };
     stream.write_all(&[kind]).unwrap();
@@ -100,7 +101,8 @@ fn let_in(stream: &mut (impl Read + Write), password: Option<&str>) -> bool {
     result == [0; 4]
 }
 
-/// DES by openssl(1), as its triple form with one key three times; VNC has each byte's bits in the other order.
+/// DES by openssl(1), as triple DES with the same key three times; VNC reverses the bits of each
+/// byte.
 fn encrypted(password: &str, challenge: &[u8; 16]) -> Vec<u8> {
     let key: String = (0..24)
         .map(|at| password.as_bytes().get(at % 8).copied().unwrap_or(0).reverse_bits())
@@ -118,14 +120,14 @@ fn encrypted(password: &str, challenge: &[u8; 16]) -> Vec<u8> {
     output.stdout
 }
 
-/// Whether there is an openssl(1) to encrypt with.
+/// Whether openssl(1) exists.
 fn openssl() -> bool {
     let there = Command::new("openssl").arg("version").output().is_ok();
     assert!(there || !crate::lab::required("openssl"), "openssl is missing");
     there
 }
 
-/// Goes on to where pictures are asked for (7.3); the screen's width and height.
+/// Initializes the session (7.3); returns the width and height of the screen.
 fn begin(stream: &mut (impl Read + Write)) -> (u16, u16) {
     stream.write_all(&[1]).unwrap();
     let mut told = [0; 24];
@@ -137,7 +139,7 @@ fn begin(stream: &mut (impl Read + Write)) -> (u16, u16) {
     (number(0), number(2))
 }
 
-/// Asks for a picture of one pixel, and gets one (7.5.3, 7.6.1).
+/// Requests a picture of one pixel (7.5.3, 7.6.1).
 fn sees(stream: &mut (impl Read + Write)) {
     stream.write_all(&[3, 0, 0, 0, 0, 0, 0, 1, 0, 1]).unwrap();
     let mut kind = [0; 4];
@@ -147,13 +149,13 @@ fn sees(stream: &mut (impl Read + Write)) {
         let mut head = [0; 12];
         stream.read_exact(&mut head).unwrap();
         let number = |at: usize| usize::from(u16::from_be_bytes([head[at], head[at + 1]]));
-        // Raw, four bytes a pixel, since nothing else was asked for.
+        // Raw encoding with four bytes a pixel, the default.
         assert_eq!(head[8..12], [0; 4]);
         stream.read_exact(&mut vec![0; number(4) * number(6) * 4]).unwrap();
     }
 }
 
-/// A port of this host that nobody has, from VNC's first one on; another for each test.
+/// A free port of this host, from the first port of VNC; another one for each test.
 fn port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(5900);
     let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
@@ -166,7 +168,7 @@ fn at_port(port: u16) -> TcpStream {
 }
 
 #[test]
-fn vnc_is_served_at_a_socket_without_and_at_a_port_with_a_password() {
+fn vnc_port_requires_a_password() {
     let Some(lab) = started("[display]\nvnc = \"unix\"\n") else { return };
     if !openssl() {
         return;
@@ -208,7 +210,7 @@ fn vnc_is_served_at_a_socket_without_and_at_a_port_with_a_password() {
         assert_eq!(handshake(&mut viewer), [PASSWORD]);
         assert_eq!(let_in(&mut viewer, Some(password)), good, "{password:?}");
     }
-    // The password is nowhere that others can read it.
+    // The password is in no file that others can read.
     let plan = lab.ok(&["plan", "web"]);
     let line = fs::read(format!("/proc/{}/cmdline", lab.qemu_pid("web"))).unwrap();
     for text in [plan, String::from_utf8_lossy(&line).into_owned()] {
@@ -217,7 +219,8 @@ fn vnc_is_served_at_a_socket_without_and_at_a_port_with_a_password() {
     lab.ok(&["kill", "web"]);
 }
 
-/// Starts the next supervisor, and waits until it has the QEMU: without one that is running as well.
+/// Starts the next supervisor, and waits until it has adopted QEMU: the VM counts as running
+/// without it as well.
 fn taken_over(lab: &mut Lab, name: &str) {
     let index = lab.run(name);
     let pid = lab.supervisor(index).id();
@@ -226,7 +229,7 @@ fn taken_over(lab: &mut Lab, name: &str) {
 }
 
 #[test]
-fn viewers_outlive_a_supervisor_that_is_killed() {
+fn viewers_survive_supervisor_crash() {
     let image = guest("boot-keys.qcow2");
     let (Some(image), true) = (image, openssl()) else { return };
     let port = port();
@@ -258,13 +261,13 @@ fn viewers_outlive_a_supervisor_that_is_killed() {
         lab.supervisor(index).kill().unwrap();
         lab.exit_code(index);
     }
-    assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "somebody else listens");
+    assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "another process listens");
     sees(&mut by_socket);
     sees(&mut by_port);
     for name in ["web", "tcp"] {
         taken_over(&mut lab, name);
     }
-    // The new ones let in as the old ones did, and who is in stays.
+    // The new sockets accept the same clients, and connected viewers stay connected.
     let mut later = enter();
     sees(&mut by_socket);
     sees(&mut by_port);
@@ -273,7 +276,7 @@ fn viewers_outlive_a_supervisor_that_is_killed() {
     lab.ok(&["kill", "web", "tcp"]);
 }
 
-/// When a change of where the screen is served becomes real, if one is pending. A QEMU that is a script is another one as well.
+/// The pending changes of the screen. A QEMU that is a script differs too.
 fn pending(status: &serde_json::Value) -> Option<String> {
     let all = status["pending"].as_array().unwrap();
     let one = all.iter().find(|one| one["key"] == "display.vnc")?;
@@ -281,7 +284,7 @@ fn pending(status: &serde_json::Value) -> Option<String> {
 }
 
 #[test]
-fn the_screen_is_moved_while_the_guest_runs() {
+fn screen_address_changes_live() {
     let Some(lab) = started("[display]\nvnc = \"unix\"\n") else { return };
     if !openssl() {
         return;
@@ -313,13 +316,13 @@ fn the_screen_is_moved_while_the_guest_runs() {
     assert_eq!(pending(&status), None);
     assert!(!socket.exists());
     assert!(enters(first, "one"));
-    // Who looked already goes on to.
+    // Connected viewers stay connected.
     sees(&mut viewer);
-    // Another password, at the same port.
+    // Another password at the same port.
     fs::write(&secret, "two\n").unwrap();
     assert_eq!(apply(&at(first))["notes"], json!([]));
     assert!(enters(first, "two") && !enters(first, "one"));
-    // A port that somebody has: it is said, and the guest does not mind.
+    // A port in use: the failure is reported, and the guest keeps running.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let number = taken.local_addr().unwrap().port();
     assert!(number >= 5900, "{number}");
@@ -333,10 +336,10 @@ fn the_screen_is_moved_while_the_guest_runs() {
     drop(taken);
     assert_eq!(apply(&at(number))["notes"], json!([]));
     assert!(enters(number, "two"));
-    // Nowhere; and from there it is QEMU that would have to be started for it.
+    // No address; another address afterward requires a new QEMU process.
     let status = apply("[display]\n");
     assert_eq!((&status["vnc"], pending(&status)), (&json!(null), None));
-    until("nobody listens any more", || TcpStream::connect(("127.0.0.1", number)).is_err());
+    until("the port is closed", || TcpStream::connect(("127.0.0.1", number)).is_err());
     let status = apply("[display]\nvnc = \"unix\"\n");
     assert_eq!(pending(&status), Some("next-reboot".into()));
     assert!(!socket.exists() && status["vnc"].is_null());
@@ -347,7 +350,7 @@ fn the_screen_is_moved_while_the_guest_runs() {
 
 /// As an earlier qvm started it: QEMU itself listens.
 #[test]
-fn a_qemu_that_listens_by_itself_is_left_to_it() {
+fn screen_of_listening_qemu_is_kept() {
     let Some(image) = guest("boot-keys.qcow2") else { return };
     let mut lab = Lab::new();
     let socket = lab.runtime("web", "vnc.sock");
@@ -360,7 +363,7 @@ fn a_qemu_that_listens_by_itself_is_left_to_it() {
     fs::write(&qemu, script).unwrap();
     fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();
     lab.qemu = Some(qemu.into());
-    // One that is kept apart could make no socket.
+    // A sandboxed QEMU could not create a socket.
     lab.vm("web", &image, "isolation = \"off\"\n[display]\nvnc = \"unix\"\n");
     let first = lab.run("web");
     lab.wait_state("web", "running");
@@ -369,7 +372,7 @@ fn a_qemu_that_listens_by_itself_is_left_to_it() {
     assert_eq!(handshake(&mut UnixStream::connect(&socket).unwrap()), [NONE]);
     taken_over(&mut lab, "web");
     assert_eq!(handshake(&mut UnixStream::connect(&socket).unwrap()), [NONE]);
-    // Nor does a changed VM file take that from it.
+    // A changed VM file does not remove that screen either.
     lab.vm("web", &image, "isolation = \"off\"\n[display]\n");
     lab.ok(&["apply", "web"]);
     let status = lab.status("web");
@@ -380,21 +383,22 @@ fn a_qemu_that_listens_by_itself_is_left_to_it() {
     assert!(!socket.exists());
 }
 
-/// The sockets of `protocol` that listen, in the network of process `pid`, by their local addresses.
+/// The local addresses of the listening sockets of `protocol` in the network namespace of process
+/// `pid`.
 fn listening(pid: &str, protocol: &str) -> Vec<String> {
     let table = fs::read_to_string(format!("/proc/{pid}/net/{protocol}")).unwrap_or_default();
     let listens = |line: &str| {
         let mut fields = line.split_whitespace().skip(1);
         let (at, state) = (fields.next()?, fields.nth(1)?);
-        // TCP_LISTEN; a UDP socket that no one has connected is TCP_CLOSE (include/net/tcp_states.h).
+        // TCP_LISTEN; an unconnected UDP socket is TCP_CLOSE (include/net/tcp_states.h).
         (state == if protocol.starts_with("tcp") { "0A" } else { "07" }).then(|| at.to_owned())
     };
     table.lines().skip(1).filter_map(listens).collect()
 }
 
-/// Of all that a VM can have, only what the VM file says so opens a port.
+/// A VM with every key opens only the ports of its VM file.
 #[test]
-fn nothing_listens_on_the_network_unless_the_vm_file_says_so() {
+fn only_configured_ports_listen() {
     let (Some(image), Some(network)) =
         (guest("boot-keys.qcow2"), crate::lab::network::Network::new())
     else {
@@ -419,7 +423,7 @@ fn nothing_listens_on_the_network_unless_the_vm_file_says_so() {
         }
     }
     lab.ok(&["kill", "web"]);
-    // That one would be seen.
+    // A listening socket would be found.
     let port = port();
     let more = format!("[display]\nvnc = \"127.0.0.1:{port}\"\npasswordFile = \"p\"\n");
     lab.vm("web", &image, &more);

@@ -1,5 +1,5 @@
-//! The control socket, against a loop that only notes what it is asked: by qvm's own client, by calls written byte
-//! for byte, by the Python package `varlink`, and by `qvm console` on a terminal.
+//! The control socket against a loop that only records requests: with qvm's own client, byte by
+//! byte, with the Python package `varlink`, and with `qvm console` on a terminal.
 use std::{
     collections::VecDeque,
     io::{IoSlice, Read, Write},
@@ -36,11 +36,11 @@ use tokio::{
 
 use crate::lab::refusal::golden;
 
-/// What takes longer than this has hung.
+/// The time limit, after which a client counts as hung.
 const BOUND: Duration = Duration::from_secs(30);
 
-/// Processes that tests start can be hung up, also where the tests run under nohup(1): a signal that
-/// has a handler has its default action in a child (execve(2)).
+/// Child processes react to SIGHUP, even if the tests run under nohup(1): a signal with a handler
+/// has its default action in a child (execve(2)).
 fn hangs_up() {
     static HANDLER: std::sync::Once = std::sync::Once::new();
     HANDLER.call_once(|| {
@@ -65,11 +65,11 @@ fn status() -> Status {
     serde_json::from_value(text).unwrap()
 }
 
-/// A supervisor's loop that answers at once, and what it was asked.
+/// A supervisor's loop that answers at once and records the requests.
 struct Fake {
     dir: TempDir,
     commands: Arc<Mutex<Vec<Command>>>,
-    /// What the next commands are answered; then `Ok`.
+    /// The results of the next commands; then `Ok`.
     answers: Arc<Mutex<VecDeque<Refusal>>>,
     events: broadcast::Sender<std::sync::Arc<Event>>,
     operators: watch::Sender<Vec<Operator>>,
@@ -79,7 +79,7 @@ struct Fake {
     answering: JoinHandle<()>,
 }
 
-/// Root, who may do everything.
+/// Root, with all permissions.
 fn root(_: BorrowedFd<'_>) -> std::io::Result<Peer> {
     Ok(Peer { uid: 0, gid: 0, groups: vec![] })
 }
@@ -95,7 +95,7 @@ impl Fake {
         Self::seeing(root)
     }
 
-    /// Everybody who connects is this one.
+    /// All clients have these credentials.
     fn seeing(peer: fn(BorrowedFd<'_>) -> std::io::Result<Peer>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join("run/web")).unwrap();
@@ -160,14 +160,14 @@ impl Fake {
             .send(Event { at: None, event: name.into(), data: Some(json!({ "a": 1 })) }.into());
     }
 
-    /// The loop ends; what is left for the server to say it says.
+    /// Ends the loop; the server sends its last messages.
     async fn end(self) -> TempDir {
         self.answering.abort();
         soon(self.served).await.unwrap();
         self.dir
     }
 
-    /// Starts `qvm` with standard input and output as given.
+    /// Starts `qvm` with these standard streams.
     fn qvm(&self, words: &[&str], stdin: Stdio, stdout: Stdio) -> Running {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_qvm"));
         for (option, dir) in [("config", "etc"), ("state", "lib"), ("runtime", "run")] {
@@ -232,11 +232,11 @@ async fn answer(
     }
 }
 
-/// A process that does not outlive its test.
+/// A process that ends with its test.
 struct Running(Child);
 
 impl Running {
-    /// Its exit code and standard error, once it has ended.
+    /// Returns its exit code and standard error after its end.
     fn end(mut self) -> (Option<i32>, String) {
         let mut told = String::new();
         self.0.stderr.take().unwrap().read_to_string(&mut told).unwrap();
@@ -251,7 +251,7 @@ impl Drop for Running {
     }
 }
 
-/// Varlink by hand.
+/// A varlink connection.
 struct Raw(BufReader<UnixStream>);
 
 impl Raw {
@@ -266,7 +266,7 @@ impl Raw {
     /// The next message; `None` at the end.
     async fn hear(&mut self) -> Option<Value> {
         let mut message = vec![];
-        // A server that closes with unread bytes before it resets the connection: that is an end as well.
+        // A server that closes with unread bytes resets the connection, which counts as an end too.
         let _ = soon(self.0.read_until(0, &mut message)).await;
         (message.pop() == Some(0)).then(|| serde_json::from_slice(&message).unwrap())
     }
@@ -283,7 +283,7 @@ impl Raw {
 }
 
 #[tokio::test]
-async fn tells_what_it_serves() {
+async fn service_information_is_returned() {
     let fake = Fake::new();
     let mut raw = fake.raw().await;
     let info = raw.call("org.varlink.service.GetInfo", json!({})).await;
@@ -300,7 +300,7 @@ async fn tells_what_it_serves() {
 }
 
 #[tokio::test]
-async fn every_method_is_the_command_that_it_says() {
+async fn every_method_is_its_command() {
     let fake = Fake::new();
     let mut raw = fake.raw().await;
     let off = |timeout_sec| Command::PowerOff { timeout_sec };
@@ -327,13 +327,13 @@ async fn every_method_is_the_command_that_it_says() {
         assert_eq!(raw.call(method, parameters).await, json!({ "parameters": {} }), "{method}");
         assert_eq!(fake.commands(), [command], "{method}");
     }
-    // Without `parameters` at all, as some clients call.
+    // Without `parameters`, like some clients.
     raw.say(json!({ "method": "io.qvm.Vm.Kill" })).await;
     assert_eq!(raw.hear().await, Some(json!({ "parameters": {} })));
 }
 
 #[tokio::test]
-async fn qvm_s_own_client_says_every_command() {
+async fn own_client_makes_every_call() {
     let fake = Fake::new();
     let mut client = fake.client().await;
     let commands = [
@@ -355,7 +355,7 @@ async fn qvm_s_own_client_says_every_command() {
 }
 
 #[tokio::test]
-async fn tells_the_state() {
+async fn state_is_returned() {
     let fake = Fake::new();
     let mut raw = fake.raw().await;
     let told = raw.call("io.qvm.Vm.Status", json!({})).await;
@@ -385,7 +385,7 @@ async fn errors_have_their_names() {
     }
     for (method, parameters, name, said) in [
         ("io.qvm.Vm.Fly", json!({}), "MethodNotFound", json!({ "method": "io.qvm.Vm.Fly" })),
-        ("io.nobody.Fly", json!({}), "InterfaceNotFound", json!({ "interface": "io.nobody" })),
+        ("io.unknown.Fly", json!({}), "InterfaceNotFound", json!({ "interface": "io.unknown" })),
         ("Fly", json!({}), "InterfaceNotFound", json!({ "interface": "Fly" })),
         (
             "io.qvm.Vm.PowerOff",
@@ -401,9 +401,9 @@ async fn errors_have_their_names() {
         ),
         (
             "org.varlink.service.GetInterfaceDescription",
-            json!({ "interface": "io.nobody" }),
+            json!({ "interface": "io.unknown" }),
             "InterfaceNotFound",
-            json!({ "interface": "io.nobody" }),
+            json!({ "interface": "io.unknown" }),
         ),
     ] {
         assert_eq!(raw.error(method, parameters).await, (service(name), said), "{method}");
@@ -413,13 +413,13 @@ async fn errors_have_their_names() {
     }
     raw.say(json!({ "method": "io.qvm.Vm.Status", "upgrade": true })).await;
     assert_eq!(raw.hear().await.unwrap()["error"], service("MethodNotImplemented"));
-    // None of this was anything to ask the loop for.
+    // None of these calls reached the loop.
     assert_eq!(fake.commands(), []);
 }
 
-/// What is described is asked for by somebody who may see the state alone: nothing of it reaches the loop.
+/// Descriptions are readable with permission for the state only, and do not reach the loop.
 #[tokio::test]
-async fn who_is_no_operator_sees_the_state_and_changes_nothing() {
+async fn non_operator_reads_state_only() {
     let fake = Fake::seeing(alice);
     let mut raw = fake.raw().await;
     let vm = "io.qvm.Vm";
@@ -462,7 +462,7 @@ async fn who_is_no_operator_sees_the_state_and_changes_nothing() {
         assert_eq!(raw.error(&format!("{vm}.{name}"), json!({})).await.0, "none", "{name}");
     }
     assert_eq!(raw.error(&format!("{machine}.Describe"), json!({})).await.0, "none");
-    // A call that wants no answer does nothing either.
+    // A oneway call has no effect either.
     raw.say(json!({ "method": "io.qvm.Vm.Kill", "oneway": true })).await;
     assert_eq!(raw.error("org.varlink.service.GetInfo", json!({})).await.0, "none");
     assert_eq!(fake.commands(), []);
@@ -473,16 +473,16 @@ async fn who_is_no_operator_sees_the_state_and_changes_nothing() {
     assert!(refused.to_string().contains("`alice`"), "{refused}");
     assert!(refused.hint().unwrap().contains("`operators = [\"alice\"]`"));
 
-    // From the moment on that the list has a group of hers, on the same connection.
+    // Permitted as soon as the list contains one of the client's groups, on the same connection.
     fake.operators.send_replace(vec!["@27".parse().unwrap()]);
     soon(client.command(Command::Pause)).await.unwrap();
     assert_eq!(fake.commands(), [Command::Pause]);
     assert_eq!(raw.error(&format!("{vm}.Exec"), exec).await.0, "none");
 }
 
-/// What a guest said before it died may be anything.
+/// The console output before a crash may contain secrets.
 #[tokio::test]
-async fn the_console_beside_an_end_is_for_operators() {
+async fn console_lines_of_ends_require_operator() {
     let end = json!({ "reason": "qemu-signal", "console": ["a secret"] });
     for (peer, sees) in [(root as fn(BorrowedFd<'_>) -> _, true), (alice, false)] {
         let fake = Fake::seeing(peer);
@@ -499,7 +499,7 @@ async fn the_console_beside_an_end_is_for_operators() {
 }
 
 #[tokio::test]
-async fn refusals_have_the_names_of_the_interface() {
+async fn refusals_have_interface_names() {
     let fake = Fake::new();
     let mut raw = fake.raw().await;
     fake.refuse(Refusal::NotNow("starting"));
@@ -520,7 +520,7 @@ async fn refusals_have_the_names_of_the_interface() {
         told,
         ("org.varlink.service.InvalidParameter".into(), json!({ "parameter": "bytes" }))
     );
-    // As the command line says it.
+    // The same texts as on the command line.
     let mut client = fake.client().await;
     let mut texts = String::new();
     for refusal in [
@@ -540,7 +540,7 @@ async fn refusals_have_the_names_of_the_interface() {
 }
 
 #[tokio::test]
-async fn a_stream_tells_first_that_it_has_begun() {
+async fn stream_begins_with_a_reply() {
     let fake = Fake::new();
     let mut raw = fake.raw().await;
     let method = "io.systemd.MachineInstance.SubscribeEvents";
@@ -559,7 +559,7 @@ async fn a_stream_tells_first_that_it_has_begun() {
         assert_eq!(all.hear().await.unwrap()["parameters"]["event"], name);
         assert_eq!(soon(watch.next()).await.unwrap().event, name);
     }
-    // The last words are heard, and then the end.
+    // The last messages arrive before the end.
     fake.happens("QVM_END");
     fake.end().await;
     assert_eq!(soon(watch.next()).await.unwrap().event, "QVM_END");
@@ -570,7 +570,7 @@ async fn a_stream_tells_first_that_it_has_begun() {
 }
 
 #[tokio::test]
-async fn who_is_too_slow_is_told_what_it_missed() {
+async fn slow_subscriber_gets_lost_count() {
     let fake = Fake::new();
     let mut watch = soon(fake.client().await.watch()).await.unwrap();
     for _ in 0..1000 {
@@ -587,7 +587,7 @@ async fn who_is_too_slow_is_told_what_it_missed() {
 }
 
 #[tokio::test]
-async fn oneway_is_done_and_not_answered() {
+async fn oneway_call_has_no_reply() {
     let fake = Fake::new();
     let mut raw = fake.raw().await;
     for method in ["io.qvm.Vm.Pause", "io.qvm.Vm.Fly", "io.qvm.Vm.Watch", "io.qvm.Vm.Console"] {
@@ -599,7 +599,7 @@ async fn oneway_is_done_and_not_answered() {
 }
 
 #[tokio::test]
-async fn calls_in_one_write_and_in_many_are_answered_in_order() {
+async fn pipelined_calls_are_answered_in_order() {
     let fake = Fake::new();
     let mut raw = fake.raw().await;
     raw.bytes(b"{\"method\":\"io.qvm.Vm.Pause\"}\0{\"method\":\"io.qvm.Vm.Fly\"}\0{\"meth").await;
@@ -613,7 +613,7 @@ async fn calls_in_one_write_and_in_many_are_answered_in_order() {
 }
 
 #[tokio::test]
-async fn nonsense_ends_its_own_connection_only() {
+async fn invalid_input_closes_only_its_connection() {
     let fake = Fake::new();
     let mut bystander = fake.raw().await;
     let deep = "[".repeat(100_000);
@@ -640,10 +640,10 @@ async fn nonsense_ends_its_own_connection_only() {
 }
 
 #[tokio::test]
-async fn a_call_has_a_largest_size() {
+async fn call_size_is_limited() {
     let fake = Fake::new();
     let mut raw = fake.raw().await;
-    // Nothing but the bound ends this: there is no NUL.
+    // Only the limit ends this call: it has no NUL.
     let chunk = [b' '; 1 << 16];
     let sent = async {
         let mut sent = 0;
@@ -654,14 +654,14 @@ async fn a_call_has_a_largest_size() {
     };
     let sent = soon(sent).await;
     assert!(sent < 4 << 20, "{sent} bytes were taken");
-    // What is below the bound is taken, and its unknown parameter named.
+    // A call below the limit is parsed, and its unknown parameter is named.
     let mut raw = fake.raw().await;
     let told = raw.error("io.qvm.Vm.Kill", json!({ "padding": "x".repeat(1_000_000) })).await;
     assert_eq!(told.1, json!({ "parameter": "padding" }));
 }
 
 #[tokio::test]
-async fn descriptors_that_nobody_asked_for_are_closed() {
+async fn unexpected_descriptors_are_closed() {
     let fake = Fake::new();
     let stream = StdStream::connect(fake.socket()).unwrap();
     let (kept, sent) = StdStream::pair().unwrap();
@@ -680,14 +680,14 @@ async fn descriptors_that_nobody_asked_for_are_closed() {
     stream.set_nonblocking(true).unwrap();
     let mut raw = Raw(BufReader::new(UnixStream::from_std(stream).unwrap()));
     assert_eq!(raw.hear().await, Some(json!({ "parameters": {} })));
-    // The connection stands, and still the far end of what was sent is closed.
+    // The connection is open, but the other end of the descriptor is closed.
     let end = blocking(move || (&kept).read(&mut [0]).unwrap()).await;
     assert_eq!(end, 0);
     raw.call("io.qvm.Vm.Pause", json!({})).await;
 }
 
 #[tokio::test]
-async fn a_hundred_that_do_not_read_hold_nobody_up() {
+async fn hundred_idle_clients_delay_nobody() {
     let fake = Fake::new();
     let mut lazy = vec![];
     for nr in 0..100 {
@@ -695,7 +695,7 @@ async fn a_hundred_that_do_not_read_hold_nobody_up() {
         if nr % 2 == 0 {
             raw.say(json!({ "method": "io.qvm.Vm.Watch", "more": true })).await;
         } else {
-            // Far more answers than a socket holds.
+            // Far more replies than a socket buffers.
             let calls = "{\"method\":\"io.qvm.Vm.Status\"}\0".repeat(2000);
             let _ = raw.0.get_mut().try_write(calls.as_bytes());
         }
@@ -708,17 +708,17 @@ async fn a_hundred_that_do_not_read_hold_nobody_up() {
     let mut client = fake.client().await;
     soon(client.command(Command::PowerOff { timeout_sec: Some(1) })).await.unwrap();
     assert_eq!(fake.commands(), [Command::PowerOff { timeout_sec: Some(1) }]);
-    // They do not hold up the end either.
+    // They do not delay the end either.
     fake.end().await;
 }
 
 #[tokio::test]
-async fn connections_have_a_largest_number_and_a_place_is_given_again() {
+async fn connections_are_limited_and_reusable() {
     static UID: AtomicU32 = AtomicU32::new(1000);
     let fake =
         Fake::seeing(|_| Ok(Peer { uid: UID.load(Ordering::SeqCst), gid: 1000, groups: vec![] }));
     let mut held = vec![];
-    // As many as one user can have.
+    // The maximum number of connections of one user.
     for _ in 0..128 {
         let mut raw = fake.raw().await;
         raw.call("org.varlink.service.GetInfo", json!({})).await;
@@ -726,7 +726,7 @@ async fn connections_have_a_largest_number_and_a_place_is_given_again() {
     }
     let mut one_more = fake.raw().await;
     assert_eq!(one_more.hear().await, None);
-    // Neither others nor root are shut out by them.
+    // Other users and root can still connect.
     UID.store(1001, Ordering::SeqCst);
     fake.raw().await.call("org.varlink.service.GetInfo", json!({})).await;
     UID.store(0, Ordering::SeqCst);
@@ -746,7 +746,7 @@ async fn connections_have_a_largest_number_and_a_place_is_given_again() {
 }
 
 #[tokio::test]
-async fn who_hangs_up_while_nothing_happens_gives_its_place_back() {
+async fn idle_disconnect_frees_its_connection() {
     let fake = Fake::new();
     for _ in 0..600 {
         drop(soon(fake.client().await.watch()).await.unwrap());
@@ -756,7 +756,7 @@ async fn who_hangs_up_while_nothing_happens_gives_its_place_back() {
 }
 
 #[tokio::test]
-async fn a_guest_s_large_output_comes_whole() {
+async fn large_output_is_complete() {
     let fake = Fake::new();
     let mut client = fake.client().await;
     let done = soon(client.exec(vec!["large".into()], BOUND)).await.unwrap();
@@ -766,13 +766,13 @@ async fn a_guest_s_large_output_comes_whole() {
 }
 
 #[tokio::test]
-async fn the_agent_is_asked_through_the_supervisor() {
+async fn agent_calls_use_the_supervisor() {
     let fake = Fake::new();
     let mut client = fake.client().await;
     let limit = Duration::from_secs(17);
     let told = soon(client.agent("guest-x", json!({ "a": 1 }), limit)).await.unwrap();
     assert_eq!(told, json!(["guest-x", { "a": 1 }, 17]));
-    // A part of a file, in base64: it fits, and takes no time.
+    // A part of a file in base64 fits, and needs little time.
     let part = "QUFB".repeat((512 << 10) / 3 + 1);
     let told = soon(client.agent("guest-file-write", json!({ "buf-b64": part }), limit)).await;
     assert_eq!(told.unwrap()[1]["buf-b64"].as_str().unwrap().len(), part.len());
@@ -782,7 +782,7 @@ async fn the_agent_is_asked_through_the_supervisor() {
     let frozen = soon(client.agent("guest-file-open", json!({}), limit)).await.unwrap_err();
     assert!(matches!(frozen, Error::Frozen { .. }), "{frozen}");
     assert_eq!(frozen.to_string(), "the guest's file systems are frozen, for 7 s more");
-    // What freezes is the supervisor's, which keeps the deadline.
+    // The supervisor owns the freeze and its deadline.
     let kept = soon(client.agent("guest-fsfreeze-freeze", json!({}), limit)).await.unwrap_err();
     assert!(matches!(kept, Error::Refused { .. }), "{kept}");
     assert_eq!(soon(client.freeze(Duration::from_secs(5))).await.unwrap(), 5);
@@ -792,10 +792,10 @@ async fn the_agent_is_asked_through_the_supervisor() {
 }
 
 #[tokio::test]
-async fn a_console_is_handed_over() {
+async fn console_descriptor_is_passed() {
     let mut fake = Fake::new();
     let mut viewer = soon(fake.client().await.console(true, 0)).await.unwrap();
-    // The connection it came by is closed; the console is none of its business.
+    // The connection of the request is closed; the console is independent of it.
     let (read_only, mut guest) = soon(fake.consoles.recv()).await.unwrap();
     assert!(read_only);
     guest.write_all(b"login: ").unwrap();
@@ -817,7 +817,7 @@ async fn a_console_is_handed_over() {
 }
 
 #[tokio::test]
-async fn who_does_not_answer_is_not_waited_for() {
+async fn silent_supervisor_times_out() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("control.sock");
     let missing = Client::connect(&path).await.unwrap_err();
@@ -835,7 +835,7 @@ async fn who_does_not_answer_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn an_answer_of_another_version_is_an_error() {
+async fn reply_of_another_version_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("control.sock");
     let listener = UnixListener::bind(&path).unwrap();
@@ -862,9 +862,9 @@ async fn an_answer_of_another_version_is_an_error() {
     peer.join().unwrap();
 }
 
-/// The published Python package, which reads our descriptions by its own parser and calls by them.
+/// The Python package parses the descriptions and makes calls.
 #[tokio::test]
-async fn the_python_package_understands_us() {
+async fn python_package_is_compatible() {
     let python = std::env::var("QVM_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
     let there = std::process::Command::new(&python)
         .args(["-c", "import varlink"])
@@ -907,8 +907,8 @@ with varlink.Client("unix:" + sys.argv[1]) as client:
         except varlink.VarlinkError as error:
             assert error.error() == "io.systemd.MachineInstance.NotSupported", error
     with client.open("io.qvm.Vm") as vm:
-        for told in vm.Watch(_more=True):
-            assert told["event"] == "READY", told
+        for event in vm.Watch(_more=True):
+            assert event["event"] == "READY", event
             break
 print("done")
 "#;
@@ -931,7 +931,7 @@ print("done")
     );
 }
 
-/// A terminal: who holds the first end is the operator.
+/// A terminal: the first end is the operator's.
 fn terminal() -> (OwnedFd, OwnedFd) {
     let pty = nix::pty::openpty(None, None).unwrap();
     (pty.master, pty.slave)
@@ -942,7 +942,7 @@ fn modes(terminal: &OwnedFd) -> (termios::LocalFlags, termios::InputFlags, termi
     (modes.local_flags, modes.input_flags, modes.output_flags)
 }
 
-/// Reads from a terminal or a stream until it has said `until`.
+/// Reads from a terminal or a stream until it contains `until`.
 fn read_until(from: &mut impl Read, until: &str) -> String {
     let (mut seen, mut byte) = (vec![], [0]);
     while !String::from_utf8_lossy(&seen).ends_with(until) {
@@ -952,7 +952,8 @@ fn read_until(from: &mut impl Read, until: &str) -> String {
     String::from_utf8(seen).unwrap()
 }
 
-/// Begins a console on a terminal: the process, its terminal, and the guest's end, when the terminal is raw.
+/// Starts a console on a terminal: returns the process, the terminal, and the guest's end, when the
+/// terminal is in raw mode.
 async fn console(fake: &mut Fake) -> (Running, std::fs::File, OwnedFd, StdStream) {
     let (operator, terminal) = terminal();
     let side = || Stdio::from(terminal.try_clone().unwrap());
@@ -968,14 +969,15 @@ async fn console(fake: &mut Fake) -> (Running, std::fs::File, OwnedFd, StdStream
 }
 
 #[tokio::test]
-async fn a_console_on_a_terminal_until_ctrl_bracket() {
+async fn console_ends_with_ctrl_bracket() {
     let mut fake = Fake::new();
     let before = modes(&terminal().1);
     let (running, mut operator, terminal, mut guest) = console(&mut fake).await;
     let told = blocking(move || {
         guest.write_all(b"login: ").unwrap();
         assert_eq!(read_until(&mut operator, "login: "), "login: ");
-        // Ctrl-C and Ctrl-D are the guest's; Ctrl-] is ours, and what is typed after it nobody's.
+        // Ctrl-C and Ctrl-D are for the guest; Ctrl-] ends the console, and later input is
+        // discarded.
         operator.write_all(b"r\x03\x04\rok\x1dlost").unwrap();
         let mut typed = vec![];
         guest.read_to_end(&mut typed).unwrap();
@@ -983,14 +985,14 @@ async fn a_console_on_a_terminal_until_ctrl_bracket() {
         (running.end(), operator)
     });
     let ((code, told), _operator) = told.await;
-    // What a guest may have switched on is switched off again.
+    // Terminal modes that a guest may have set are reset.
     assert_eq!(code, Some(0));
     assert!(told.starts_with("Connected to web; Ctrl-] leaves\r\n\u{1b}[0m"), "{told:?}");
     assert_eq!(modes(&terminal), before);
 }
 
 #[tokio::test]
-async fn the_terminal_is_as_it_was_after_a_signal() {
+async fn terminal_is_restored_after_a_signal() {
     for signal in [rustix::process::Signal::TERM, rustix::process::Signal::HUP] {
         let mut fake = Fake::new();
         let before = modes(&terminal().1);
@@ -1003,7 +1005,7 @@ async fn the_terminal_is_as_it_was_after_a_signal() {
 }
 
 #[tokio::test]
-async fn the_terminal_is_as_it_was_after_the_supervisor_has_gone() {
+async fn terminal_is_restored_after_supervisor_exit() {
     let mut fake = Fake::new();
     let before = modes(&terminal().1);
     let (running, _operator, terminal, guest) = console(&mut fake).await;
@@ -1014,7 +1016,7 @@ async fn the_terminal_is_as_it_was_after_the_supervisor_has_gone() {
 }
 
 #[tokio::test]
-async fn a_console_in_a_pipe_ends_with_its_input() {
+async fn piped_console_ends_with_its_input() {
     let mut fake = Fake::new();
     let mut running = fake.qvm(&["console", "web"], Stdio::piped(), Stdio::piped());
     let (read_only, mut guest) = soon(fake.consoles.recv()).await.unwrap();
@@ -1036,7 +1038,7 @@ async fn a_console_in_a_pipe_ends_with_its_input() {
 }
 
 #[tokio::test]
-async fn a_console_to_look_at_takes_no_keys() {
+async fn read_only_console_sends_no_keys() {
     let mut fake = Fake::new();
     let words = ["console", "web", "--read-only"];
     let mut running = fake.qvm(&words, Stdio::piped(), Stdio::piped());
@@ -1044,7 +1046,7 @@ async fn a_console_to_look_at_takes_no_keys() {
     assert!(read_only);
     let mut stdout = running.0.stdout.take().unwrap();
     blocking(move || {
-        // Who reads it may be gone already: what counts is what arrives.
+        // The reader may have ended; only the received output counts.
         let _ = running.0.stdin.take().unwrap().write_all(b"reboot\n");
         guest.write_all(b"x\n").unwrap();
         assert_eq!(read_until(&mut stdout, "\n"), "x\n");
@@ -1058,7 +1060,7 @@ async fn a_console_to_look_at_takes_no_keys() {
 }
 
 #[tokio::test]
-async fn a_log_is_followed_through_its_renaming() {
+async fn log_is_followed_through_rotation() {
     let mut fake = Fake::new();
     let state = fake.dir.path().join("lib/vms/web");
     std::fs::create_dir_all(&state).unwrap();
@@ -1086,7 +1088,7 @@ async fn a_log_is_followed_through_its_renaming() {
 }
 
 #[tokio::test]
-async fn verbs_say_what_the_supervisor_says() {
+async fn verbs_print_supervisor_errors() {
     let fake = Fake::new();
     let run = |words: &'static [&str]| {
         let running = fake.qvm(words, Stdio::null(), Stdio::piped());
@@ -1113,7 +1115,7 @@ async fn verbs_say_what_the_supervisor_says() {
 }
 
 #[tokio::test]
-async fn stop_tells_the_rungs_and_the_end_and_waits_for_it() {
+async fn stop_reports_rungs_and_waits() {
     let fake = Fake::new();
     let mut running = fake.qvm(&["stop", "web"], Stdio::null(), Stdio::piped());
     let mut stdout = running.0.stdout.take().unwrap();
@@ -1144,7 +1146,7 @@ async fn stop_tells_the_rungs_and_the_end_and_waits_for_it() {
 }
 
 #[tokio::test]
-async fn list_shows_who_runs_and_who_does_not_answer() {
+async fn list_shows_running_and_silent_vms() {
     let fake = Fake::new();
     let hung = fake.dir.path().join("run/hung");
     std::fs::create_dir_all(&hung).unwrap();

@@ -1,4 +1,4 @@
-//! Disks and images that QEMU has marked as corrupt: refused before anything is made of them or QEMU is started.
+//! Disks and images with QEMU's corrupt bit: refused before a copy or a start of QEMU.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use qvm::value::ErrorCode;
 
 use crate::lab::{Lab, guest};
 
-/// `incompatible_features` of a qcow2 header: its last byte, and the bits of a file that was not closed and of one that is corrupt.
+/// `incompatible_features` of a qcow2 header: its last byte, and the dirty and corrupt bits.
 const FEATURES: u64 = 79;
 const DIRTY: u8 = 1;
 const CORRUPT: u8 = 2;
@@ -27,7 +27,7 @@ fn features(path: &Path) -> u8 {
     byte[0]
 }
 
-/// A place with a marked copy of the boot guest.
+/// A lab with a copy of the boot guest that has these bits.
 fn marked(bits: u8) -> Option<(Lab, PathBuf)> {
     let image = guest("boot.qcow2")?;
     let lab = Lab::new();
@@ -37,7 +37,7 @@ fn marked(bits: u8) -> Option<(Lab, PathBuf)> {
     Some((lab, copy))
 }
 
-/// Starts `web`, which has to be refused with the text of the section.
+/// Starts `web`, which must be refused; returns the error.
 #[track_caller]
 fn refused(lab: &Lab, code: ErrorCode, section: &str) {
     lab.refused(&["start", "web"]).without_log().is(code, 1).golden("disk", section);
@@ -62,13 +62,13 @@ fn corrupt_disk_of_operator_is_named() {
     let text = format!("accel = \"tcg\"\nmem = \"64M\"\n[nic]\n[disk.root]\npath = \"{path}\"\n");
     fs::write(lab.file("web"), &text).unwrap();
     refused(&lab, ErrorCode::DiskCorrupt, "corrupt-disk-of-operator");
-    // QEMU reads it all the same: what can be read may be worth saving.
+    // QEMU can read it nevertheless, so its data can be saved.
     fs::write(lab.file("web"), format!("{text}readOnly = true\n")).unwrap();
     lab.ok(&["start", "web"]);
     assert!(lab.has_note("web", "disk-corrupt disk.root"), "{:?}", lab.notes("web"));
     lab.says("web", "BOOT-GUEST-READY", 1);
     lab.ok(&["kill", "web"]);
-    // Repaired, it is a disk as any other.
+    // After a repair, it is like any other disk.
     let mut repair = std::process::Command::new("qemu-img");
     assert!(repair.args(["check", "-q", "-r", "all"]).arg(&disk).status().unwrap().success());
     fs::write(lab.file("web"), &text).unwrap();
@@ -93,7 +93,8 @@ fn disk_that_became_corrupt_is_neither_started_nor_exported() {
     assert!(!tar.exists());
 }
 
-/// A power cut leaves that of a file with `lazy_refcounts`; QEMU repairs it when it opens the file for writing.
+/// A power failure leaves the dirty bit in a file with `lazy_refcounts`; QEMU repairs it when it
+/// opens the file for writing.
 #[test]
 fn dirty_disk_starts_and_is_repaired() {
     let Some((lab, disk)) = marked(DIRTY) else { return };

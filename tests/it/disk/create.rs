@@ -1,4 +1,4 @@
-//! Disks: made once, grown, never shrunk, never overwritten, and nothing left when that fails.
+//! Disks: created once, grown, never shrunk, never overwritten, without leftovers after a failure.
 
 use std::{
     os::unix::fs::PermissionsExt,
@@ -50,7 +50,7 @@ impl Place {
         disk::ensure(disk, &self.vm, &self.images(), &tools, &mut Quiet, &cancel)
     }
 
-    /// An image of 8 MiB whose first MiB is 7s.
+    /// An image of 8 MiB whose first MiB contains sevens.
     fn image(&self, format: Format) -> PathBuf {
         let path = self.dir.path().join(format!("image.{}", format.name()));
         run(Command::new("qemu-img")
@@ -127,7 +127,7 @@ fn codes(notes: &[Note]) -> Vec<NoteCode> {
 }
 
 #[test]
-fn made_from_each_format_into_each() {
+fn disks_convert_between_all_formats() {
     for image in [Format::Qcow2, Format::Raw] {
         for format in [Format::Qcow2, Format::Raw] {
             let place = Place::new();
@@ -151,7 +151,7 @@ fn made_from_each_format_into_each() {
 }
 
 #[test]
-fn grown_never_shrunk_never_overwritten() {
+fn disk_is_grown_never_shrunk() {
     for format in [Format::Qcow2, Format::Raw] {
         let place = Place::new();
         let path = place.image(format);
@@ -169,7 +169,7 @@ fn grown_never_shrunk_never_overwritten() {
         assert_eq!(kept.virtual_size, Some(32 << 20));
         assert_eq!(codes(&kept.notes), [NoteCode::DiskNotShrunk]);
 
-        // Another image, and one that is not there: neither is looked at.
+        // Another image, and a missing one: neither is read.
         let changed = from(Path::new("/nowhere/other.qcow2"));
         let kept = place.ensure(&Disk { format, ..changed.clone() }).unwrap();
         let [note] = kept.notes.as_slice() else { panic!("{:?}", kept.notes) };
@@ -185,7 +185,7 @@ fn grown_never_shrunk_never_overwritten() {
 }
 
 #[test]
-fn an_image_larger_than_the_size_is_not_cut() {
+fn larger_image_is_not_truncated() {
     let place = Place::new();
     let path = place.image(Format::Qcow2);
     let ready = place.ensure(&Disk { size: size("1M"), ..from(&path) }).unwrap();
@@ -194,7 +194,7 @@ fn an_image_larger_than_the_size_is_not_cut() {
 }
 
 #[test]
-fn the_format_that_exists_wins() {
+fn existing_format_is_kept() {
     let place = Place::new();
     let path = place.image(Format::Raw);
     let raw = Disk { format: Format::Raw, ..from(&path) };
@@ -206,7 +206,7 @@ fn the_format_that_exists_wins() {
 }
 
 #[test]
-fn an_overlay_stands_on_a_protected_base() {
+fn overlay_protects_its_base() {
     let place = Place::new();
     for image in [Format::Qcow2, Format::Raw] {
         let path = place.image(image);
@@ -226,7 +226,7 @@ fn an_overlay_stands_on_a_protected_base() {
         let base = PathBuf::from(info["backing-filename"].as_str().unwrap());
         assert!(base.is_absolute() && base.starts_with(place.images().canonicalize().unwrap()));
         assert_eq!(std::fs::metadata(&base).unwrap().permissions().mode() & 0o777, 0o440);
-        // The operator's own file may go away; the base may not.
+        // The operator's source file may be removed; the base may not.
         std::fs::remove_file(&path).unwrap();
         starts_with_sevens(&place.ensure(&disk).unwrap());
         let vm_states = place.vm.state.parent().unwrap().to_owned();
@@ -256,7 +256,7 @@ fn blank_disks() {
 }
 
 #[test]
-fn more_than_there_is_room_for_is_said() {
+fn insufficient_space_is_reported() {
     let place = Place::new();
     let disk = Disk { format: Format::Raw, size: size("4T"), ..of(Source::Blank) };
     let ready = place.ensure(&disk).unwrap();
@@ -264,14 +264,14 @@ fn more_than_there_is_room_for_is_said() {
 }
 
 #[test]
-fn a_prepared_disk_costs_no_process_and_no_time() {
+fn prepared_disk_needs_no_process() {
     let place = Place::new();
     let disk = Disk { size: size("8M"), ..from(&place.image(Format::Qcow2)) };
     place.ensure(&disk).unwrap();
     let mut best = Duration::MAX;
     for _ in 0..50 {
         let since = Instant::now();
-        // A qemu-img that is not there cannot have been started.
+        // A missing qemu-img cannot have been started.
         place.ensure_with(&disk, "/nowhere/qemu-img").unwrap();
         best = best.min(since.elapsed());
     }
@@ -279,10 +279,10 @@ fn a_prepared_disk_costs_no_process_and_no_time() {
 }
 
 #[test]
-fn a_failure_leaves_nothing() {
+fn failure_leaves_nothing() {
     let place = Place::new();
     let path = place.image(Format::Raw);
-    // qemu-img writes half a disk and fails.
+    // qemu-img writes half of a disk and fails.
     let fake = place.dir.path().join("qemu-img");
     std::fs::write(
         &fake,
@@ -307,7 +307,7 @@ fn a_failure_leaves_nothing() {
 }
 
 #[test]
-fn called_off_it_leaves_nothing() {
+fn cancellation_leaves_nothing() {
     struct CallOff(Cancel);
     impl Progress for CallOff {
         fn at(&mut self, _: &At<'_>) {
@@ -334,21 +334,21 @@ fn called_off_it_leaves_nothing() {
 }
 
 #[test]
-fn left_overs_of_a_crash_are_removed() {
+fn leftovers_of_a_crash_are_removed() {
     let place = Place::new();
     let disk = from(&place.image(Format::Qcow2));
     std::fs::create_dir_all(&place.vm.state).unwrap();
     for name in [".qvm-root.qcow2", ".qvm-root.origin.json", ".qvm-data.raw"] {
         std::fs::write(place.vm.state.join(name), "half").unwrap();
     }
-    // The half of this very disk is in nobody's way, even before it is removed.
+    // A partial file of this disk does not block a start, even before its removal.
     starts_with_sevens(&place.ensure(&disk).unwrap());
     disk::remove_leftovers(&place.vm).unwrap();
     assert_eq!(place.state(), ["root.origin.json", "root.qcow2"]);
 }
 
 #[test]
-fn a_damaged_disk_is_said_and_kept() {
+fn damaged_disk_is_reported_and_kept() {
     let place = Place::new();
     std::fs::create_dir_all(&place.vm.state).unwrap();
     let path = place.vm.state.join("root.qcow2");
@@ -360,7 +360,7 @@ fn a_damaged_disk_is_said_and_kept() {
 }
 
 #[test]
-fn the_operators_own() {
+fn operator_disk_is_unchanged() {
     let place = Place::new();
     let raw = place.image(Format::Raw);
     let qcow2 = place.image(Format::Qcow2);

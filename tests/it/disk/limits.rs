@@ -1,4 +1,5 @@
-//! Limits of disks and what else their devices can do, on the machine's QEMU and on the oldest one.
+//! Limits of disks and other properties of their devices, with the machine's QEMU and the oldest
+//! one.
 
 use std::{
     fs,
@@ -13,7 +14,7 @@ use crate::lab::{LONG, Lab, guest, loops::Loop, old_qemu, signal, until};
 
 const SIGKILL: i32 = 9;
 
-/// Both QEMUs, or those of them that are there.
+/// The available QEMUs.
 fn labs() -> Vec<Lab> {
     [Some(Lab::new()), old_qemu::lab()].into_iter().flatten().collect()
 }
@@ -25,7 +26,7 @@ fn start(lab: &Lab, image: &Path, more: &str) {
     lab.ok(&["wait", "web", "--for", "agent", "--timeout", "120"]);
 }
 
-/// Writes the VM file anew and applies it: everything has to be applied.
+/// Rewrites the VM file and applies it: all changes must be applied.
 fn apply(lab: &Lab, image: &Path, more: &str) -> String {
     lab.vm("web", image, &format!("mem = \"256M\"\n{more}"));
     let told = lab.ok(&["apply", "web"]);
@@ -38,7 +39,8 @@ fn shell(lab: &Lab, command: &str) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-/// The commands at QEMU's monitor, without a supervisor; then the next supervisor adopts QEMU.
+/// Executes the commands at QEMU's monitor without a supervisor; then the next supervisor adopts
+/// QEMU.
 fn ask_qemu(lab: &Lab, commands: &[(&str, Value)]) -> Vec<Result<Value, String>> {
     let qemu = lab.qemu_pid("web");
     let supervisor = lab.status("web")["supervisorPid"].as_i64().unwrap();
@@ -78,7 +80,7 @@ fn limits_change_while_the_guest_runs() {
         let text = lab.ok(&["status", "web"]);
         assert!(text.contains("diskLimit:   root: iops 500, burst 900 for 2 s\n"), "{text}");
 
-        // From a total to parts, with another disk.
+        // From a total limit to separate ones, with another disk.
         let more = "[disk.root]\niopsRead = 300\nbandwidthWrite = \"8M\"\n\
                     [disk.data]\nsize = \"8M\"\nbandwidth = \"4M\"\nbandwidthBurst = \"6M\"\n";
         let told = apply(&lab, &image, more);
@@ -107,7 +109,7 @@ fn limits_change_while_the_guest_runs() {
         );
         assert_eq!(lab.status("web")["diskLimits"].as_array().unwrap().len(), 3);
 
-        // Unplugged, nothing of it stays; the growth of a disk goes through the limits.
+        // An unplugged disk leaves nothing; a disk with limits can grow.
         let grown = "diskSizeG = 1\n";
         apply(&lab, &image, grown);
         assert_eq!(lab.status("web")["diskLimits"], json!([]));
@@ -131,7 +133,7 @@ fn limits_change_while_the_guest_runs() {
     }
 }
 
-/// Reads and writes that were completed at a disk.
+/// The completed reads and writes of a disk.
 fn requests(lab: &Lab, disk: &str) -> f64 {
     let metrics = lab.ok(&["metrics"]);
     let of = |name: &str| -> f64 {
@@ -142,7 +144,7 @@ fn requests(lab: &Lab, disk: &str) -> f64 {
     of("reads") + of("writes")
 }
 
-/// A guest that writes as fast as it can stays below the limit, however slow this machine is.
+/// A guest that writes at full speed stays below the limit on any machine.
 fn limit_holds(lab: &Lab) {
     let disk =
         "d=$(for d in /sys/block/vd*; do [ \"$(cat $d/serial)\" = data ] && echo ${d##*/}; done)";
@@ -164,7 +166,7 @@ fn limit_bounds_the_completed_requests() {
         let data = "[disk.data]\nsize = \"8M\"\n";
         start(&lab, &image, &format!("{data}iops = 5\n"));
         limit_holds(&lab);
-        // Without the limit the same guest gets far beyond it.
+        // Without the limit, the guest exceeds it by far.
         apply(&lab, &image, data);
         let before = requests(&lab, "data");
         until("many requests are completed", || requests(&lab, "data") >= before + 200.0);
@@ -172,7 +174,7 @@ fn limit_bounds_the_completed_requests() {
     }
 }
 
-/// A QEMU as an earlier qvm started it: the node of the format is the uppermost.
+/// A QEMU as an earlier qvm started it: the format node is the uppermost node.
 fn without_throttle(lab: &mut Lab) {
     let real = lab.qemu.clone().unwrap_or_else(|| "qemu-system-x86_64".into());
     let script = format!(
@@ -206,7 +208,7 @@ fn guest_of_an_earlier_qvm_is_limited() {
         apply(&lab, &image, data);
         let before = requests(&lab, "data");
         until("many requests are completed", || requests(&lab, "data") >= before + 200.0);
-        // The disk of the earlier qvm grows and goes as before.
+        // The disk of an earlier qvm can be grown and unplugged.
         apply(&lab, &image, &data.replace("8M", "16M"));
         apply(&lab, &image, "isolation = \"off\"\n");
         apply(&lab, &image, &format!("{data}iops = 5\n"));
@@ -215,7 +217,7 @@ fn guest_of_an_earlier_qvm_is_limited() {
     }
 }
 
-/// The sectors of each disk as the guest sees them, by serial.
+/// The sector sizes of the disks in the guest, by serial.
 fn sectors(lab: &Lab) -> String {
     shell(
         lab,
@@ -244,7 +246,7 @@ fn cache_thread_and_sectors_reach_qemu() {
         let threads = ask_qemu(&lab, &[("query-iothreads", json!({}))])[0].clone().unwrap();
         let names: Vec<&Value> = threads.as_array().unwrap().iter().map(|one| &one["id"]).collect();
         assert_eq!(names.len(), 2, "{names:?}");
-        // QEMU cannot save an NVMe disk.
+        // QEMU cannot save the state of an NVMe disk.
         lab.ok(&["kill", "web"]);
         start(&lab, &image, &more);
         let seen = sectors(&lab);
@@ -252,7 +254,7 @@ fn cache_thread_and_sectors_reach_qemu() {
         lab.ok(&["start", "web"]);
         lab.ok(&["wait", "web", "--for", "agent", "--timeout", "120"]);
         assert_eq!(sectors(&lab), seen);
-        // The same plugged in while the guest runs, and out again.
+        // The same disk, plugged into and unplugged from a running guest.
         let hot = "[disk.hot]\nsize = \"8M\"\nlogicalBlockSize = 4096\niothread = true\ncache = \"none\"\n";
         apply(&lab, &image, &format!("{more}{hot}"));
         until("the guest sees it", || sectors(&lab).contains("hot=4096"));
@@ -264,7 +266,7 @@ fn cache_thread_and_sectors_reach_qemu() {
 }
 
 #[test]
-fn device_is_seen_with_its_sectors() {
+fn sector_sizes_reach_the_guest() {
     let Some(image) = guest("tiny.qcow2") else { return };
     if !nix::unistd::geteuid().is_root() {
         return println!("skipped: only root makes loop devices");
@@ -292,7 +294,7 @@ fn device_is_seen_with_its_sectors() {
         for disk in ["blank=4096", "large=4096", "small=512", "root=512"] {
             assert!(seen.contains(disk), "{seen}");
         }
-        // What the guest has seen stays, whatever it writes there.
+        // The sector size that the guest has seen stays, regardless of its writes.
         shell(
             &lab,
             "for d in /sys/block/vd*; do [ \"$(cat $d/serial)\" = blank ] && echo mark | dd of=/dev/${d##*/} bs=4096 conv=sync,fsync; done",

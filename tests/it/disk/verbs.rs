@@ -1,4 +1,4 @@
-//! `qvm disk check` and `qvm disk list`: results, exit codes, and what a place can do.
+//! `qvm disk check` and `qvm disk list`: results, exit codes, and the capabilities of directories.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ fn sh(program: &str, arguments: &[&str]) {
     assert!(Command::new(program).args(arguments).status().unwrap().success(), "{arguments:?}");
 }
 
-/// A VM whose disks are in the state directory, which is never started.
+/// A VM with disks in the state directory, which is never started.
 fn lab_with(more: &str) -> Lab {
     let lab = Lab::new();
     fs::write(lab.file("web"), format!("accel = \"tcg\"\n{more}")).unwrap();
@@ -74,7 +74,7 @@ fn exit_code_is_the_worst_result() {
          web: raw: nothing to check: a raw disk has no tables that could be checked\n"
     );
 
-    // A cluster that nothing uses, as after a power cut.
+    // An unused cluster with a reference, as after a power failure.
     let data = lab.state("web", "data.qcow2");
     qcow2(&data);
     fs::File::options().append(true).open(&data).unwrap().set_len(64 << 20).unwrap();
@@ -84,7 +84,7 @@ fn exit_code_is_the_worst_result() {
     lab.golden("disk", "check-leaks", &(out + &err));
     assert_eq!(text(&lab.qvm(&["disk", "check", "web", "--disk", "root"])).0, Some(0));
 
-    // A cluster in use that counts as free is overwritten sooner or later.
+    // A used cluster without a reference will be overwritten.
     let file = fs::File::open(&root).unwrap();
     count(&root, refcount_block(&file) / 65536, 0);
     let before = fs::read(&root).unwrap();
@@ -109,7 +109,7 @@ fn file_that_cannot_be_checked_is_not_clean() {
     assert_eq!(code, Some(5), "{out}");
     lab.golden("disk", "check-no-qcow2", &out);
 
-    // The check was not completed: qemu-img is killed, or is not there.
+    // The check did not complete: qemu-img is killed, or does not exist.
     fs::remove_file(&root).unwrap();
     qcow2(&root);
     let fake = lab.path().join("bin");
@@ -149,7 +149,7 @@ fn running_vm_is_not_checked() {
     lab.ok(&["start", "web"]);
     let refusal = lab.refused(&["disk", "check", "web"]);
     refusal.is(ErrorCode::VmRunning, 1).golden("disk", "check-of-a-running-vm");
-    // A list changes nothing, and is possible.
+    // A list changes nothing, and needs no lock.
     let all = json_of(&lab, &["disk", "list", "web", "--json"]);
     assert_eq!((&all[0]["disk"], &all[0]["exists"]), (&json!("root"), &json!(true)));
     lab.ok(&["kill", "web"]);
@@ -157,10 +157,10 @@ fn running_vm_is_not_checked() {
 }
 
 #[test]
-fn check_keeps_the_vm_from_starting() {
+fn check_prevents_a_start() {
     let lab = lab_with("mem = \"64M\"\n[disk.root]\nsize = \"8M\"\n");
     qcow2(&lab.state("web", "root.qcow2"));
-    // qemu-img says where it is, and waits to be told to go on.
+    // qemu-img reports its position, and waits for a continuation.
     let (fake, gate) = (lab.path().join("bin"), lab.path().join("gate"));
     fs::create_dir(&fake).unwrap();
     let script =
@@ -217,12 +217,12 @@ fn list_has_sizes_and_backing_files() {
     let table = lab.ok(&["disk", "list", "web"]);
     assert!(table.contains("the VM file does not name it"), "{table}");
     assert!(table.contains(&format!("on {below}")), "{table}");
-    // Trying leaves nothing behind.
+    // The probes leave no files.
     assert_eq!(fs::read_dir(lab.state("web", "")).unwrap().count(), 2);
 }
 
 #[test]
-fn list_tries_what_a_file_system_can_do() {
+fn list_probes_file_system_features() {
     for (make, kind, reflink) in
         [("mkfs.btrfs", "btrfs", true), ("mkfs.xfs", "xfs", true), ("mkfs.ext4", "ext4", false)]
     {
@@ -252,7 +252,7 @@ fn list_tries_what_a_file_system_can_do() {
         let bytes = |key: &str| all[0][key].as_u64().unwrap();
         let (allocated, own) = (bytes("allocatedBytes"), bytes("ownBytes"));
         assert!(allocated >= 1 << 20, "{allocated}");
-        // The copy shares the blocks of the disk, or has blocks of its own.
+        // The copy shares the blocks of the disk, or has separate blocks.
         assert!(if reflink { own < 1 << 20 } else { own == allocated }, "{kind}: {own}");
     }
 }

@@ -1,4 +1,4 @@
-//! `qvm doctor` on hosts that are made up, in a network of its own, and beside guests that run.
+//! `qvm doctor` on fake hosts, in a network namespace, and with running guests.
 
 use std::{
     ffi::OsString,
@@ -12,7 +12,7 @@ use std::{
 use crate::lab::{Lab, guest, network::Network};
 use qvm::{
     doctor::{
-        collect::{Sources, look},
+        collect::{Sources, inspect},
         rules::{Finding, Level, examine},
     },
     store::layout::Layout,
@@ -20,15 +20,15 @@ use qvm::{
 };
 use serde_json::Value;
 
-/// A lab on a host that is made up below `root`, with programs of its own in `bin`. One at a time, for a script that one
-/// thread writes while another forks cannot be executed (ETXTBSY).
+/// A lab with a fake host below `root` and fake programs in `bin`. One at a time, because a script
+/// that one thread writes while another forks cannot be executed (ETXTBSY).
 struct Host {
     lab: Lab,
     _alone: MutexGuard<'static, ()>,
 }
 
 impl Host {
-    /// A host on which all is well.
+    /// Creates a healthy host.
     fn new() -> Self {
         static ALONE: Mutex<()> = Mutex::new(());
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -50,7 +50,7 @@ impl Host {
         ] {
             host.write(path, text);
         }
-        // As udev makes it.
+        // The mode set by udev.
         let device = host.root().join("dev/kvm");
         fs::set_permissions(device, fs::Permissions::from_mode(0o666)).unwrap();
         let qemu = "if [ \"$1\" = -version ]; then echo 'QEMU emulator version 10.0.2'; else\n\
@@ -70,7 +70,7 @@ impl Host {
         self.lab.path().join("bin")
     }
 
-    /// Writes a file of the made-up host.
+    /// Writes a file of the fake host.
     fn write(&self, path: &str, text: &str) {
         let path = self.root().join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -97,13 +97,13 @@ impl Host {
         command.output().unwrap()
     }
 
-    /// What it finds; that the exit code fits is held for each.
+    /// Returns the findings, and checks the exit code.
     fn findings(&self) -> Vec<(String, String)> {
         findings(&self.doctor(&["--json"]))
     }
 }
 
-/// `level about` and what was found, with what to do after a bar.
+/// Returns `level about` and `found | todo` of each finding.
 fn findings(output: &Output) -> Vec<(String, String)> {
     let all: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
         panic!("{error}: {output:?}");
@@ -123,7 +123,7 @@ fn findings(output: &Output) -> Vec<(String, String)> {
         .collect()
 }
 
-/// The one finding of this level and subject.
+/// Returns the only finding of this level and subject.
 #[track_caller]
 fn one<'a>(all: &'a [(String, String)], what: &str) -> &'a str {
     let found: Vec<&(String, String)> = all.iter().filter(|(head, _)| head == what).collect();
@@ -131,14 +131,14 @@ fn one<'a>(all: &'a [(String, String)], what: &str) -> &'a str {
     text
 }
 
-/// Without what the machine that runs the tests has to say: its disk and its kernel are not made up.
+/// Returns the subjects that depend only on the fake host, not on the test machine.
 fn heads(all: &[(String, String)]) -> Vec<&str> {
-    let made_up = |head: &&str| !head.ends_with(" disk") && !head.ends_with(" isolation");
-    all.iter().map(|(head, _)| head.as_str()).filter(made_up).collect()
+    let is_fake = |head: &&str| !head.ends_with(" disk") && !head.ends_with(" isolation");
+    all.iter().map(|(head, _)| head.as_str()).filter(is_fake).collect()
 }
 
 #[test]
-fn a_host_on_which_all_is_well() {
+fn healthy_host() {
     let host = Host::new();
     host.vm("web", "bridge = \"br0\"\ncpuWeight = 200\n");
     let all = host.findings();
@@ -153,11 +153,11 @@ fn a_host_on_which_all_is_well() {
         "ok VM files",
     ];
     assert_eq!(heads(&all), expected, "{all:#?}");
-    assert!(one(&all, "ok kvm").contains("of `kvm_intel`; guests may be hypervisors"));
+    assert!(one(&all, "ok kvm").contains("by `kvm_intel`; nested virtualization is on"));
     assert!(one(&all, "ok qemu").contains("/bin/qemu-system-x86_64` is QEMU 10.0.2"));
     assert!(
         one(&all, "ok memory")
-            .starts_with("of 8 GiB, VMs can have 7.5 GiB; those that run may take 0 MiB")
+            .starts_with("VMs may use 7.5 GiB of 8 GiB; running VMs may use 0 MiB, ")
     );
     // In columns.
     let text = String::from_utf8(host.doctor(&[]).stdout).unwrap();
@@ -165,11 +165,11 @@ fn a_host_on_which_all_is_well() {
         text.contains("ok  ") && text.contains("  bridge br0  up, no spanning tree, with eth0\n"),
         "{text}"
     );
-    assert!(!host.lab.state("web", "").exists(), "something was made");
+    assert!(!host.lab.state("web", "").exists(), "qvm doctor created a file");
 }
 
 #[test]
-fn everything_that_can_be_wrong_at_once() {
+fn host_with_every_problem() {
     let host = Host::new();
     for path in ["dev", "sys/module", "sys/fs"] {
         fs::remove_dir_all(host.root().join(path)).unwrap();
@@ -202,36 +202,38 @@ fn everything_that_can_be_wrong_at_once() {
     host.vm("big", huge);
     let all = host.findings();
     for (what, has) in [
-        ("error kvm", "the processor has virtualisation: `db` will not start"),
+        ("error kvm", "the processor has virtualization: `db` cannot start"),
         (
             "warning cgroup",
-            "beside it, without its controllers (the \"hybrid\" layout): weights and limits of `db`",
+            "also mounted, without its controllers (the \"hybrid\" layout): weights and limits of \
+             `db`",
         ),
         ("error qemu", "is QEMU 6.2.0; qvm requires 7.2.0 or newer | "),
-        ("error qemu-img", "there is none"),
+        ("error qemu-img", "not found"),
         ("error bridge br9", "it does not exist: `db` cannot start | "),
         ("error bridge eth0", "not a bridge: `nas` cannot start"),
-        ("warning bridge br0", "holds every new port up for 30 s"),
-        ("warning antiSpoof", "finds no module `cls_bpf`: what leaves the taps of `db`, `nas` and"),
+        ("warning bridge br0", "delays every new port by 30 s"),
+        ("warning antiSpoof", "has no module `cls_bpf`: the taps of `db`, `nas` and"),
         (
             "note firewall",
             "the policy of `FORWARD` of iptables is drop: guests on `br0`, `br9`, `eth0` have",
         ),
         (
             "warning memory",
-            "of 512 MiB, VMs can have 0 MiB; those that run may take 0 MiB, and with `autostart` 2.1 GiB: more than",
+            "VMs may use 0 MiB of 512 MiB; running VMs may use 0 MiB, 2.1 GiB with those of \
+             `autostart`: not enough memory after a boot, ",
         ),
-        ("note units", "no systemd looks for VMs here: `autostart` of `db` and `web`"),
+        ("note units", "systemd does not manage these VMs: `autostart` of `db` and `web`"),
         ("error bad", "vcpu: "),
         ("error web", "after: VM `wbe` does not exist"),
     ] {
         assert!(one(&all, what).contains(has), "{what}: {}", one(&all, what));
     }
     let disk = all.iter().find(|(what, _)| what == "warning disk");
-    assert!(disk.is_some_and(|(_, said)| said.contains("over-committed")), "{all:#?}");
+    assert!(disk.is_some_and(|(_, said)| said.contains("overcommitted")), "{all:#?}");
     let text = String::from_utf8(host.doctor(&[]).stdout).unwrap();
     let lines: Vec<&str> = text.lines().collect();
-    let column = lines[0].find("there is no /dev/kvm").unwrap();
+    let column = lines[0].find("/dev/kvm is missing").unwrap();
     assert!(
         lines[1][..column].trim().is_empty() && lines[1][column..].starts_with("do: "),
         "{text}"
@@ -239,11 +241,12 @@ fn everything_that_can_be_wrong_at_once() {
 }
 
 #[test]
-fn what_is_kept_of_vms_is_held_against_qemu_and_each_other() {
+fn identities_conflict_with_qemu_and_each_other() {
     let host = Host::new();
     let identity = |last: &str, machine: &str| {
         format!(
-            "uuid = \"01234567-89ab-4cde-8f01-00000000000{last}\"\ninstanceId = \"iid\"\nmachine = \"{machine}\"\n[macs]\nnet = \"52:54:00:00:00:01\"\n"
+            "uuid = \"01234567-89ab-4cde-8f01-00000000000{last}\"\ninstanceId = \"iid\"\n\
+             machine = \"{machine}\"\n[macs]\nnet = \"52:54:00:00:00:01\"\n"
         )
     };
     for (name, text) in [
@@ -259,10 +262,8 @@ fn what_is_kept_of_vms_is_held_against_qemu_and_each_other() {
     }
     host.vm("win", "[disk.cd]\nsize = \"1G\"\nbus = \"sata\"\n");
     let all = host.findings();
-    assert!(one(&all, "error late").starts_with("it was made with a later QEMU"), "{all:#?}");
-    assert!(
-        one(&all, "error old").contains("does not have its machine type `pc-q35-2.4` any more")
-    );
+    assert!(one(&all, "error late").starts_with("created with a later QEMU"), "{all:#?}");
+    assert!(one(&all, "error old").contains("has removed its machine type `pc-q35-2.4`"));
     assert!(one(&all, "error odd").starts_with("cannot read `"));
     assert!(
         one(&all, "error addresses").starts_with("`copy` and `late` have the same MAC address")
@@ -272,22 +273,23 @@ fn what_is_kept_of_vms_is_held_against_qemu_and_each_other() {
     );
     // The same VMs on a QEMU with known faults.
     let qemu = "if [ \"$1\" = -version ]; then echo 'QEMU emulator version 8.2.0'; else\n\
-                echo 'q35 x (alias of pc-q35-8.2)'; echo 'pc-q35-8.2 x'; echo 'pc-q35-2.4 x (deprecated)'; fi";
+                echo 'q35 x (alias of pc-q35-8.2)'; echo 'pc-q35-8.2 x'\n\
+                echo 'pc-q35-2.4 x (deprecated)'; fi";
     host.script("qemu-system-x86_64", qemu);
     let all = host.findings();
     assert!(one(&all, "warning qemu").contains("CVE-2024-3446"), "{all:#?}");
-    assert!(one(&all, "note old").contains("will not be in a later QEMU"), "{all:#?}");
+    assert!(one(&all, "note old").contains("a later QEMU will not support"), "{all:#?}");
     host.script("qemu-system-x86_64", &qemu.replace("8.2.0", "8.1.2"));
     let all = host.findings();
     let faults: Vec<_> = all.iter().filter(|(what, _)| what == "warning qemu").collect();
     assert!(
-        faults.len() == 2 && faults[0].1.contains("CVE-2023-5088); this is about `win` |"),
+        faults.len() == 2 && faults[0].1.contains("CVE-2023-5088); affects `win` |"),
         "{all:#?}"
     );
 }
 
-/// The findings of the library itself, for what a command line cannot be told.
-fn looked(host: &Host, manager: Option<Scope>) -> Vec<Finding> {
+/// Returns the findings of the library, with a manager that the command line cannot set.
+fn inspected(host: &Host, manager: Option<Scope>) -> Vec<Finding> {
     let at = |place: &str| host.lab.path().join(place);
     let layout = Layout { config: at("c"), state: at("s"), runtime: at("r") };
     let bin: OsString = host.bin().into();
@@ -301,25 +303,27 @@ fn looked(host: &Host, manager: Option<Scope>) -> Vec<Finding> {
         manager,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    examine(&runtime.block_on(look(&from)))
+    examine(&runtime.block_on(inspect(&from)))
 }
 
 #[test]
-fn units_are_asked_for_in_one_go() {
+fn units_are_read_by_one_call() {
     let host = Host::new();
     host.vm("db", "shutdownTimeoutSec = 600\n");
     host.vm("web", "autostart = true\n");
     let shown = "echo \"$@\" > \"$0.asked\"\ncat <<END\n\
         Id=qvm@db.service\nLoadState=loaded\nTimeoutStopUSec=1min 30s\nNeedDaemonReload=no\n\
-        DropInPaths=/run/systemd/generator/qvm@db.service.d/10-qvm.conf /etc/systemd/system/qvm@.service.d/x.conf\n\n\
-        Id=qvm@web.service\nLoadState=loaded\nTimeoutStopUSec=2min 30s\nNeedDaemonReload=no\nDropInPaths=\nEND";
+        DropInPaths=/run/systemd/generator/qvm@db.service.d/10-qvm.conf \
+        /etc/systemd/system/qvm@.service.d/x.conf\n\n\
+        Id=qvm@web.service\nLoadState=loaded\nTimeoutStopUSec=2min 30s\nNeedDaemonReload=no\n\
+        DropInPaths=\nEND";
     host.script("systemctl", shown);
     for (scope, first) in [(Scope::System, "--no-pager"), (Scope::User, "--user")] {
-        let all = looked(&host, Some(scope));
+        let all = inspected(&host, Some(scope));
         let of = |about: &str| all.iter().find(|f| f.about == about).unwrap();
         let db = of("db");
         assert_eq!(db.level, Level::Error);
-        assert!(db.found.contains("gives a stop 90 s, and the guest's may take 630 s"), "{db:?}");
+        assert!(db.found.contains("90 s for a stop, but the VM may need 630 s"), "{db:?}");
         assert!(db.todo.as_ref().unwrap().contains("/etc/systemd/system/qvm@.service.d/x.conf"));
         let units = of("units");
         assert!(units.level == Level::Warning && units.found.ends_with("`web`"), "{units:?}");
@@ -330,19 +334,19 @@ fn units_are_asked_for_in_one_go() {
         );
     }
     host.script("systemctl", "echo 'Failed to connect to bus' >&2; exit 1");
-    let all = looked(&host, Some(Scope::System));
+    let all = inspected(&host, Some(Scope::System));
     let units = all.iter().find(|f| f.about == "units").unwrap();
     assert!(
         units.level == Level::Warning && units.found.contains("Failed to connect"),
         "{units:?}"
     );
     fs::remove_file(host.bin().join("systemctl")).unwrap();
-    let all = looked(&host, Some(Scope::System));
-    assert!(all.iter().any(|f| f.about == "units" && f.found.contains("no `systemctl` on PATH")));
+    let all = inspected(&host, Some(Scope::System));
+    assert!(all.iter().any(|f| f.about == "units" && f.found.contains("`systemctl` on PATH")));
 }
 
 #[test]
-fn what_nft_tells_or_does_not() {
+fn output_of_nft() {
     let host = Host::new();
     host.write("proc/sys/net/bridge/bridge-nf-call-iptables", "1\n");
     host.vm("web", "bridge = \"br0\"\n");
@@ -352,7 +356,8 @@ fn what_nft_tells_or_does_not() {
         one(&said, "note firewall").contains("`nft` printed no JSON | run `qvm doctor` as root"),
         "{said:#?}"
     );
-    let json = r#"echo '{"nftables": [{"chain": {"family": "inet", "table": "fw", "name": "forward", "hook": "forward", "policy": "drop"}}]}'"#;
+    let json = r#"echo '{"nftables": [{"chain": {"family": "inet", "table": "fw",
+        "name": "forward", "hook": "forward", "policy": "drop"}}]}'"#;
     host.script("nft", &format!("case $1 in --version) echo 'nftables v1.0.6';; *) {json};; esac"));
     let said = host.findings();
     assert!(
@@ -361,12 +366,12 @@ fn what_nft_tells_or_does_not() {
     );
 }
 
-/// `qvm doctor --json` in a network of its own, with the sysfs of that network.
+/// Returns the findings in the network namespace of the lab, with its sysfs.
 fn within(lab: &Lab) -> Vec<(String, String)> {
     let qvm = lab.command(&["doctor", "--json"]);
     let mut shell = lab.network.as_ref().unwrap().command("unshare");
     shell.args(["--mount", "sh", "-c", "mount -t sysfs sysfs /sys && exec \"$@\"", "sh"]);
-    // Without the way into the network, which it has gone already.
+    // Without the program that enters the namespace, because the shell is already in it.
     let of_qvm = qvm.get_args().skip_while(|argument| *argument != "--").skip(1);
     shell.args(of_qvm);
     for (key, value) in qvm.get_envs() {
@@ -384,14 +389,14 @@ fn ip(lab: &Lab, arguments: &str) {
 }
 
 #[test]
-fn bridges_of_the_kernels_own() {
+fn bridges_of_the_kernel() {
     let Some(network) = Network::new() else { return };
     let mut lab = Lab::new();
     lab.network = Some(network);
     lab.vm("web", Path::new("/srv/x.qcow2"), "bridge = \"br0\"\n");
     lab.vm("db", Path::new("/srv/x.qcow2"), "bridge = \"br1\"\n");
     let all = within(&lab);
-    assert!(one(&all, "note bridge br0").starts_with("it has no port but taps"), "{all:#?}");
+    assert!(one(&all, "note bridge br0").starts_with("its only ports are taps"), "{all:#?}");
     one(&all, "error bridge br1");
     ip(&lab, "link add eth9 type veth peer name eth8");
     ip(&lab, "link set eth9 master br0");
@@ -402,11 +407,11 @@ fn bridges_of_the_kernels_own() {
     assert_eq!(one(&all, "ok bridge br0"), "up, no spanning tree, with eth9");
     assert!(one(&all, "error bridge br1").starts_with("it is down: no network for `db`"));
     let notes: Vec<_> = all.iter().filter(|(what, _)| what == "note bridge br1").collect();
-    assert!(notes.len() == 2 && notes[0].1.contains("holds every new port up for 8 s"), "{all:#?}");
+    assert!(notes.len() == 2 && notes[0].1.contains("delays every new port by 8 s"), "{all:#?}");
 }
 
 #[test]
-fn guests_that_run_count_by_what_they_were_started_with() {
+fn running_guest_counts_with_its_booted_vm_file() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     let ip = |address: &str| format!("ip = \"{address}/24\"\n[cloudInit]\n");
@@ -414,9 +419,9 @@ fn guests_that_run_count_by_what_they_were_started_with() {
     lab.ok(&["start", "web"]);
     let doctor = || findings(&lab.qvm(&["doctor", "--json"]));
     let all = doctor();
-    assert!(one(&all, "ok memory").contains("those that run may take 112.2 MiB"), "{all:#?}");
+    assert!(one(&all, "ok memory").contains("running VMs may use 112.2 MiB"), "{all:#?}");
     assert!(!all.iter().any(|(what, _)| what.ends_with(" addresses")), "{all:#?}");
-    // The address is none of the user-mode network, which this test does not need.
+    // The address is not in the user-mode network, which this test does not use.
     let about_web: Vec<_> = all.iter().filter(|(what, _)| what.ends_with(" web")).collect();
     assert_eq!(about_web.len(), 1, "{all:#?}");
     assert!(about_web[0].1.contains("is not in the user-mode network"), "{all:#?}");
@@ -428,16 +433,16 @@ fn guests_that_run_count_by_what_they_were_started_with() {
         said.starts_with("`db` and `web` have the same address `192.168.97.15` | reboot"),
         "{said}"
     );
-    assert!(one(&all, "ok memory").contains("those that run may take 112.2 MiB"), "{all:#?}");
-    // Without its VM file it runs on.
+    assert!(one(&all, "ok memory").contains("running VMs may use 112.2 MiB"), "{all:#?}");
+    // Without its VM file, the VM keeps running.
     fs::remove_file(lab.file("web")).unwrap();
-    assert!(one(&doctor(), "ok memory").contains("those that run may take 112.2 MiB"));
+    assert!(one(&doctor(), "ok memory").contains("running VMs may use 112.2 MiB"));
     lab.ok(&["kill", "web"]);
-    assert!(one(&doctor(), "ok memory").contains("those that run may take 0 MiB"));
+    assert!(one(&doctor(), "ok memory").contains("running VMs may use 0 MiB"));
 }
 
 #[test]
-fn a_plain_user_is_told_what_he_may_see() {
+fn unprivileged_user_gets_findings() {
     let lab = Lab::of_a_user();
     let file = lab.file("web");
     fs::write(&file, "accel = \"tcg\"\n").unwrap();
@@ -447,7 +452,7 @@ fn a_plain_user_is_told_what_he_may_see() {
 }
 
 #[test]
-fn nobody_listens() {
+fn closed_standard_output_is_no_error() {
     let host = Host::new();
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);

@@ -1,10 +1,11 @@
-//! VMs whose VM file is gone, on real QEMU: shown, stopped when that is wanted, and their disks deleted only then.
+//! Orphans on real QEMU: listed, stopped on request, and their disks deleted only by another
+//! request.
 
 use std::{fs, process::Stdio};
 
 use crate::lab::{Lab, guest, notes_of, runs};
 
-/// `old` runs without a VM file, `gone` is down without one, `web` has one and runs.
+/// `old` runs without a VM file, `gone` is stopped without one, `web` has one and runs.
 fn lab() -> Option<Lab> {
     let image = guest("boot.qcow2")?;
     let lab = Lab::new();
@@ -26,7 +27,7 @@ fn refused(lab: &Lab, arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 #[test]
-fn an_orphan_is_shown_and_stopped_by_wish_and_its_disks_stay() {
+fn orphan_is_stopped_and_keeps_disks() {
     let Some(lab) = lab() else { return };
     let list = lab.ok(&["list"]);
     assert!(list.lines().any(|line| line.starts_with("old*  ")), "{list}");
@@ -45,7 +46,7 @@ fn an_orphan_is_shown_and_stopped_by_wish_and_its_disks_stay() {
     assert_eq!(all[1]["pid"], lab.qemu_pid("old"));
     assert!(all[0]["bytes"].as_u64().unwrap() > 4096);
 
-    // Without anybody to ask nothing is done.
+    // Without a terminal for the confirmation, nothing is done.
     let (code, said) = refused(&lab, &["gc"]);
     assert_eq!(code, Some(2));
     assert!(
@@ -62,7 +63,7 @@ fn an_orphan_is_shown_and_stopped_by_wish_and_its_disks_stay() {
         "{said}"
     );
     assert!(said.contains("running without a VM file:\n  old: running, pid "), "{said}");
-    assert!(said.contains("old: the guest shut down, asked by `qvm stop`\n"), "{said}");
+    assert!(said.contains("old: the guest shut down, requested by `qvm stop`\n"), "{said}");
     assert!(lab.console("old").contains("BOOT-GUEST-POWEROFF"));
     for name in ["old", "gone"] {
         assert!(lab.state(name, "root.qcow2").exists());
@@ -72,7 +73,7 @@ fn an_orphan_is_shown_and_stopped_by_wish_and_its_disks_stay() {
 }
 
 #[test]
-fn one_with_a_stopped_supervisor_is_reported() {
+fn orphan_with_stopped_supervisor_is_reported() {
     let Some(lab) = lab() else { return };
     let supervisor = lab.status("old")["supervisorPid"].as_i64().unwrap();
     let supervisor = i32::try_from(supervisor).unwrap();
@@ -88,7 +89,7 @@ fn one_with_a_stopped_supervisor_is_reported() {
 }
 
 #[test]
-fn one_without_a_supervisor_is_shut_down_too() {
+fn orphan_without_supervisor_is_shut_down() {
     let Some(lab) = lab() else { return };
     let pid = lab.qemu_pid("old");
     let supervisor = lab.status("old")["supervisorPid"].as_i64().unwrap();
@@ -102,10 +103,10 @@ fn one_without_a_supervisor_is_shut_down_too() {
 }
 
 #[test]
-fn disks_are_deleted_of_those_that_are_down_and_of_no_others() {
+fn only_disks_of_stopped_orphans_are_deleted() {
     let Some(lab) = lab() else { return };
     lab.ok(&["kill", "web"]);
-    // One that is down, but needed: its disk is another's image.
+    // A stopped orphan in use: its disk is the image of another VM.
     let image = guest("boot.qcow2").unwrap();
     lab.vm("base", &image, "");
     lab.ok(&["start", "base"]);
@@ -125,7 +126,7 @@ fn disks_are_deleted_of_those_that_are_down_and_of_no_others() {
         "{said}"
     );
     assert!(!lab.state("gone", "").exists());
-    // The one that ran was stopped, and its disks are another call's.
+    // The running one was stopped; another call deletes its disks.
     assert!(lab.state("old", "root.qcow2").exists());
     for name in ["web", "base"] {
         assert!(lab.state(name, "root.qcow2").exists(), "{name}");
@@ -139,7 +140,7 @@ fn disks_are_deleted_of_those_that_are_down_and_of_no_others() {
 }
 
 #[test]
-fn vm_files_that_cannot_be_seen_make_no_orphans() {
+fn unreadable_vm_files_are_no_orphans() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "");
@@ -148,7 +149,7 @@ fn vm_files_that_cannot_be_seen_make_no_orphans() {
     let disk = lab.state("web", "root.qcow2");
     let vms = lab.file("web").parent().unwrap().to_owned();
 
-    // An invalid file is a file; and as long as one is, nobody knows what it needs.
+    // An invalid VM file counts as a VM file; while there is one, the used images are unknown.
     let text = fs::read_to_string(lab.file("web")).unwrap();
     fs::write(lab.file("web"), "vcpu = \n").unwrap();
     assert_eq!(lab.ok(&["gc", "--disks", "--yes"]), "every VM has its VM file: nothing to do\n");
@@ -161,7 +162,7 @@ fn vm_files_that_cannot_be_seen_make_no_orphans() {
         "{said}"
     );
 
-    // A directory that is empty, or is not there, is rather not mounted.
+    // A directory that is empty or missing is probably not mounted.
     fs::remove_file(lab.file("bad")).unwrap();
     let (code, said) = refused(&lab, &["gc", "--disks", "--yes"]);
     assert_eq!(code, Some(1));
@@ -172,7 +173,7 @@ fn vm_files_that_cannot_be_seen_make_no_orphans() {
     assert!(said.starts_with("error: cannot list the VM files in `"), "{said}");
     assert!(disk.exists());
 
-    // Through a link in the directory's place nothing is deleted behind it.
+    // A symbolic link in the place of the directory is not followed.
     fs::create_dir(&vms).unwrap();
     fs::write(lab.file("other"), &text).unwrap();
     let (state, elsewhere) = (disk.parent().unwrap().to_owned(), lab.path().join("elsewhere"));
@@ -183,7 +184,7 @@ fn vm_files_that_cannot_be_seen_make_no_orphans() {
 }
 
 #[test]
-fn the_one_who_is_asked_may_say_no() {
+fn declined_confirmation_deletes_nothing() {
     let Some(lab) = lab() else { return };
     let answer = |word: &str, arguments: &str| {
         let qvm = format!("{} {arguments}", env!("CARGO_BIN_EXE_qvm"));

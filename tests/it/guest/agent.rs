@@ -1,4 +1,5 @@
-//! What reaches into a guest by its agent, on real QEMU with the real agent: commands, files, file systems that are held still.
+//! Operations by the guest agent, on real QEMU with the real agent: commands, files, frozen file
+//! systems.
 
 use std::{
     fs,
@@ -15,7 +16,7 @@ const SIGINT: i32 = 2;
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
 
-/// The tiny guest, whose agent answers.
+/// The tiny guest with its agent.
 fn started(more: &str) -> Option<Lab> {
     let image = guest("tiny.qcow2")?;
     let lab = Lab::new();
@@ -27,12 +28,12 @@ fn started(more: &str) -> Option<Lab> {
     Some(lab)
 }
 
-/// What the guest's shell prints.
+/// Runs a command of the guest's shell; returns its output.
 fn shell(lab: &Lab, command: &str) -> String {
     lab.ok(&["exec", "web", "--", "sh", "-c", command]).trim().to_owned()
 }
 
-/// A `qvm` that runs, and is ended with the test.
+/// A running `qvm`, which is ended with the test.
 struct Running(Child);
 
 impl Running {
@@ -48,7 +49,7 @@ impl Running {
         signal(self.0.id().try_into().unwrap(), number);
     }
 
-    /// Its exit code, and what it said on standard error.
+    /// Its exit code and standard error.
     fn end(&mut self) -> (Option<i32>, String) {
         let mut ended = None;
         until("the end of qvm", || {
@@ -74,15 +75,15 @@ fn line(out: &mut impl BufRead) -> String {
     line.trim_end().to_owned()
 }
 
-/// Nothing of ours is left in the guest.
+/// No file of qvm remains in the guest.
 fn nothing_is_left(lab: &Lab) {
     until("what was made in the guest is gone", || {
-        // The directory of this very command is there while it runs.
+        // The directory of this command exists while it runs.
         shell(lab, "ls -d /tmp/tmp.* | wc -l") == "1"
     });
 }
 
-/// No process of the guest's is called so, but for zombies, which the tiny guest's init leaves.
+/// The guest has no such process, except zombies of the tiny guest's init.
 fn none_runs(lab: &Lab, name: &str) {
     let script = format!(
         "for p in /proc/[0-9]*/stat; do read -r _ c s _ <$p && [ $c = '({name})' ] && [ $s != Z ] && echo $p; done 2>/dev/null; true"
@@ -90,14 +91,14 @@ fn none_runs(lab: &Lab, name: &str) {
     assert_eq!(shell(lab, &script), "");
 }
 
-/// The most memory that a process has had, in kB.
+/// The peak memory of a process, in kB.
 fn peak(pid: u64) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// Bytes that do not repeat soon, and of which none is missing.
+/// Bytes with a long period, so that each missing byte is found.
 fn bytes(count: usize) -> Vec<u8> {
     let mut state = 1_u32;
     let mut next = || {
@@ -108,15 +109,15 @@ fn bytes(count: usize) -> Vec<u8> {
 }
 
 #[test]
-fn what_a_command_says_is_told_while_it_runs() {
+fn command_output_is_streamed() {
     let Some(lab) = started("") else { return };
     let script =
         "echo one; echo wrong >&2; while [ ! -e /tmp/go ]; do sleep 0.1; done; echo two; exit 7";
     let (mut exec, mut out) =
         Running::begin(&lab, &["exec", "web", "--", "sh", "-c", script], Stdio::null());
-    // It cannot have ended: nobody has let it go on.
+    // It cannot have ended, because it waits for a continuation.
     assert_eq!(line(&mut out), "one");
-    // Others have their turns meanwhile, and each gets what is its own.
+    // Other commands run meanwhile, each with its own output.
     let others: Vec<_> = (0..3)
         .map(|number| {
             let script = format!("for i in 1 2 3; do echo {number}; done; exit 1{number}");
@@ -137,7 +138,7 @@ fn what_a_command_says_is_told_while_it_runs() {
 }
 
 #[test]
-fn a_command_outlives_the_supervisor() {
+fn command_survives_the_supervisor() {
     let Some(mut lab) = started("") else { return };
     let script = "i=0; while [ ! -e /tmp/go ]; do echo $i; i=$((i + 1)); done; echo last; exit 7";
     let (mut exec, mut out) =
@@ -149,7 +150,7 @@ fn a_command_outlives_the_supervisor() {
     lab.run("web");
     lab.wait_state("web", "running");
     shell(&lab, "touch /tmp/go");
-    // Nothing is lost, and nothing is told twice.
+    // No output is lost or repeated.
     for expected in 1.. {
         let said = line(&mut out);
         if said == "last" {
@@ -160,7 +161,7 @@ fn a_command_outlives_the_supervisor() {
     assert_eq!(exec.end(), (Some(7), String::new()));
     nothing_is_left(&lab);
 
-    // One that has nobody left to run in ends soon.
+    // A command without a guest ends soon.
     let (mut exec, mut out) = Running::begin(
         &lab,
         &["exec", "web", "--", "sh", "-c", "echo on; sleep 1000"],
@@ -170,13 +171,13 @@ fn a_command_outlives_the_supervisor() {
     lab.ok(&["kill", "web"]);
     let (code, message) = exec.end();
     assert_eq!(code, Some(1), "{message}");
-    // Whichever of the two was first.
+    // Either of the two can be first.
     let told = ["the supervisor has ended", "not possible: the VM is stopping"];
     assert!(told.iter().any(|told| message == format!("error: web: {told}\n")), "{message}");
 }
 
 #[test]
-fn bytes_go_through_a_command_whole() {
+fn command_streams_are_binary_safe() {
     let Some(lab) = started("mem = \"512M\"\n") else { return };
     let sent = bytes(3 << 20);
     let (mut exec, mut out) = Running::begin(&lab, &["exec", "web", "--", "cat"], Stdio::piped());
@@ -189,13 +190,14 @@ fn bytes_go_through_a_command_whole() {
     assert_eq!(exec.end(), (Some(0), String::new()));
     assert!(back == sent, "{} of {} bytes", back.len(), sent.len());
 
-    // -n leaves standard input to whoever is next.
+    // -n leaves standard input to the next command.
     let (mut exec, mut out) =
         Running::begin(&lab, &["exec", "web", "-n", "--", "cat"], Stdio::piped());
     assert_eq!(line(&mut out), "");
     assert_eq!(exec.end().0, Some(0));
 
-    // Much. What was read is given back; busybox's fallocate makes no holes, so that this one only tells.
+    // Large output. The memory for it is freed; busybox's fallocate punches no holes, so only a
+    // message is possible here.
     shell(
         &lab,
         "rm /bin/fallocate; printf '#!/bin/sh\necho \"$*\" >>/run/asked\n' >/bin/fallocate; chmod +x /bin/fallocate",
@@ -224,7 +226,7 @@ fn bytes_go_through_a_command_whole() {
         assert_eq!((&words[..4], words[5].ends_with("/out")), (&["-p", "-o", "0", "-l"][..], true));
         words[4].parse::<usize>().unwrap()
     });
-    // Every 16 MiB, and what one call brings.
+    // Every 16 MiB, and the output of one call.
     let lengths: Vec<usize> = std::iter::once(0).chain(lengths).collect();
     assert!(lengths.len() > 5, "{lengths:?}");
     for pair in lengths.windows(2) {
@@ -234,9 +236,9 @@ fn bytes_go_through_a_command_whole() {
 }
 
 #[test]
-fn a_command_ends_with_whoever_asked_for_it() {
+fn command_ends_with_its_client() {
     let Some(lab) = started("") else { return };
-    // A program, one that it has started, and one that does not want to end.
+    // A program, its child, and a program that ignores SIGTERM.
     let script = "trap '' TERM; sleep 1000 & echo $$ $!; while :; do sleep 1; done";
     for (number, code) in [(SIGINT, 130), (SIGTERM, 143)] {
         let (mut exec, mut out) =
@@ -245,23 +247,23 @@ fn a_command_ends_with_whoever_asked_for_it() {
         exec.signal(number);
         assert_eq!(exec.end(), (Some(code), String::new()));
         for pid in pids.split(' ') {
-            // A zombie of init's, which this guest's init may leave, runs no more.
+            // A zombie, which this guest's init may leave, does not run.
             let state = format!("grep -c '^State:.[^Z]' /proc/{pid}/status; true");
             assert!(matches!(shell(&lab, &state).as_str(), "0" | ""), "{pid} runs");
         }
     }
-    // Nobody reads it any more.
+    // No process reads it now.
     let (mut exec, mut out) = Running::begin(&lab, &["exec", "web", "--", "yes"], Stdio::null());
     assert_eq!(line(&mut out), "y");
     drop(out);
     assert_eq!(exec.end(), (Some(141), String::new()));
     none_runs(&lab, "yes");
-    // While it is still told what to read, there is nothing to end.
+    // While the input is still being written, there is nothing to end.
     let (mut exec, _out) = Running::begin(&lab, &["exec", "web", "--", "cat"], Stdio::piped());
     exec.0.stdin.as_mut().unwrap().write_all(&bytes(2 << 20)).unwrap();
     exec.signal(SIGINT);
     assert_eq!(exec.end(), (Some(130), String::new()));
-    // In the background of a script, Ctrl-C is not for it.
+    // In the background of a script, Ctrl-C does not end it.
     let run = lab.command(&[
         "exec",
         "web",
@@ -284,7 +286,7 @@ fn a_command_ends_with_whoever_asked_for_it() {
     exec.signal(SIGINT);
     shell(&lab, "touch /tmp/go");
     assert_eq!(exec.end(), (Some(0), String::new()));
-    // Its time is up.
+    // The time limit has passed.
     let slow = lab.refused(&["exec", "--timeout", "1", "web", "--", "sleep", "1000"]);
     slow.is(ErrorCode::GuestTimeout, 1).golden("guest", "exec-timeout");
     none_runs(&lab, "sleep");
@@ -292,7 +294,7 @@ fn a_command_ends_with_whoever_asked_for_it() {
 }
 
 #[test]
-fn a_guest_without_a_temporary_directory_does_what_it_can() {
+fn exec_without_temporary_directory() {
     let Some(lab) = started("") else { return };
     shell(&lab, "rm /bin/mktemp");
     let sent = bytes(300 << 10);
@@ -310,7 +312,7 @@ fn a_guest_without_a_temporary_directory_does_what_it_can() {
 
     let (mut exec, _out) = Running::begin(&lab, &["exec", "web", "--", "cat"], Stdio::piped());
     let mut input = exec.0.stdin.take().unwrap();
-    // It hangs up in the middle.
+    // The client disconnects in the middle.
     let writer = std::thread::spawn(move || drop(input.write_all(&bytes(3 << 20))));
     let (code, message) = exec.end();
     assert_eq!(code, Some(1));
@@ -327,7 +329,7 @@ fn a_guest_without_a_temporary_directory_does_what_it_can() {
 }
 
 #[test]
-fn files_go_in_and_out() {
+fn files_are_copied_in_and_out() {
     let Some(lab) = started("") else { return };
     let here = |name: &str| lab.path().join(name).to_str().unwrap().to_owned();
     let fails = |arguments: &[&str], text: &str| {
@@ -340,7 +342,7 @@ fn files_go_in_and_out() {
     fs::write(here("file"), &sent).unwrap();
     fs::set_permissions(here("file"), fs::Permissions::from_mode(0o751)).unwrap();
 
-    // To a name, and into a directory.
+    // To a file name, and into a directory.
     shell(&lab, "mkdir /tmp/dir && ln -s /tmp/real /tmp/link && echo old >/tmp/real");
     lab.ok(&["cp", &here("file"), "web:/tmp/dir/name"]);
     lab.ok(&["cp", &here("file"), "web:/tmp/dir"]);
@@ -352,7 +354,7 @@ fn files_go_in_and_out() {
     assert_eq!(shell(&lab, "stat -c %a /tmp/dir/file /tmp/link"), "751\n777");
     assert_eq!(shell(&lab, "ls -A /tmp/dir"), "file\nname");
 
-    // And back, over what is there.
+    // Back to the host, over an existing file.
     fs::create_dir(here("back")).unwrap();
     lab.ok(&["cp", "web:/tmp/dir/name", &here("back")]);
     fs::write(here("back/other"), "old").unwrap();
@@ -362,7 +364,7 @@ fn files_go_in_and_out() {
         assert_eq!(fs::metadata(here(name)).unwrap().permissions().mode() & 0o7777, 0o751);
     }
     assert_eq!(fs::read_dir(here("back")).unwrap().count(), 2);
-    // A file whose size nobody knows, and streams.
+    // A file of unknown size, and streams.
     assert!(lab.ok(&["cp", "web:/proc/mounts", "-"]).contains("proc /proc "));
     let (mut cp, _out) = Running::begin(&lab, &["cp", "-", "web:/tmp/dir/stream"], Stdio::piped());
     cp.0.stdin.take().unwrap().write_all(b"typed").unwrap();
@@ -386,7 +388,7 @@ fn files_go_in_and_out() {
         assert_eq!(lab.qvm(&wrong).status.code(), Some(2), "{wrong:?}");
     }
 
-    // No room there: what was there is there still.
+    // No space there: the existing file is unchanged.
     shell(
         &lab,
         "mkdir /tmp/small && mount -t tmpfs -o size=1m small /tmp/small && echo old >/tmp/small/x",
@@ -394,7 +396,7 @@ fn files_go_in_and_out() {
     fails(&["cp", &here("file"), "web:/tmp/small/x"], "No space left on device");
     assert_eq!(shell(&lab, "cat /tmp/small/x; ls -A /tmp/small"), "old\nx");
 
-    // Ended in the middle: neither has an end.
+    // Ended in the middle: neither side has a partial file.
     fs::create_dir(here("out")).unwrap();
     let (mut cp, _out) =
         Running::begin(&lab, &["cp", "web:/dev/zero", &here("out/x")], Stdio::null());
@@ -424,11 +426,13 @@ fn with_a_file_system(more: &str) -> Option<Lab> {
     Some(lab)
 }
 
-/// Begins to write there, which ends only when the file system is thawed: `qvm exec` is refused meanwhile, the console is not.
+/// Starts a write there, which ends only at a thaw: `qvm exec` is refused meanwhile, the console is
+/// not.
 fn writes(lab: &Lab, file: &str) {
     let command = format!("(touch /data/{file}; echo WROTE {file} >/dev/console) &");
     lab.types("web", format!("sh {command}\n").as_bytes());
-    // The guest has all of it, whatever becomes of the supervisor: its terminal has said it back, the end of the line too.
+    // The guest has received the complete line, even if the supervisor ends: its terminal has
+    // echoed it.
     lab.says("web", &format!("{command}\r\n"), 1);
 }
 
@@ -437,7 +441,7 @@ fn wrote(lab: &Lab, file: &str) -> bool {
 }
 
 #[test]
-fn file_systems_are_held_still_for_a_command_and_thawed() {
+fn file_systems_are_frozen_for_a_command() {
     let Some(lab) = with_a_file_system("") else { return };
     let follow = ["events", "-f", "--json", "web"];
     let (mut events, mut told) = Running::begin(&lab, &follow, Stdio::null());
@@ -449,7 +453,7 @@ fn file_systems_are_held_still_for_a_command_and_thawed() {
         }
     };
 
-    // The command goes on when it is told to.
+    // The command continues when it is allowed to.
     let script = "echo frozen; read -r _; exit 9";
     let (mut freeze, mut out) = Running::begin(
         &lab,
@@ -469,7 +473,7 @@ fn file_systems_are_held_still_for_a_command_and_thawed() {
         assert!(message.contains("the guest's file systems are frozen, for 59"), "{message}");
         assert!(message.contains("hint: `qvm fsfreeze --thaw web`"), "{message}");
     }
-    // The agent answers what is safe.
+    // The agent answers the safe commands.
     lab.ok(&["wait", "web", "--for", "agent", "--timeout", "120"]);
     assert!(!wrote(&lab, "one"));
     freeze.0.stdin.take().unwrap().write_all(b"\n").unwrap();
@@ -478,7 +482,7 @@ fn file_systems_are_held_still_for_a_command_and_thawed() {
     until("what was written meanwhile is there", || wrote(&lab, "one"));
     assert_eq!(lab.notes("web"), [""; 0]);
 
-    // One that has begun before goes on behind it.
+    // A command that has started before continues afterward.
     let script = "echo on; while [ ! -e /tmp/go ]; do sleep 0.1; done; echo off";
     let (mut exec, mut said) =
         Running::begin(&lab, &["exec", "web", "--", "sh", "-c", script], Stdio::null());
@@ -492,7 +496,7 @@ fn file_systems_are_held_still_for_a_command_and_thawed() {
     assert_eq!(line(&mut said), "off");
     assert_eq!(exec.end(), (Some(0), String::new()));
 
-    // The deadline is kept though the caller is not there any more.
+    // The deadline applies even if the caller has disconnected.
     let (mut freeze, mut out) = Running::begin(
         &lab,
         &["fsfreeze", "web", "--thaw-after", "3", "--", "sh", "-c", "echo frozen; exec cat"],
@@ -501,13 +505,13 @@ fn file_systems_are_held_still_for_a_command_and_thawed() {
     assert_eq!(line(&mut out), "frozen");
     writes(&lab, "two");
     freeze.signal(SIGKILL);
-    // Its command lives, and is let go.
+    // The command is alive, and is continued.
     drop(freeze.0.stdin.take());
     freeze.end();
     assert_eq!(next("QVM_THAWED"), serde_json::json!({ "filesystems": 1, "why": "deadline" }));
     until("what was written meanwhile is there", || wrote(&lab, "two"));
 
-    // A command that takes longer has not made what it is thought to have made.
+    // A command that exceeds the deadline has not protected the file systems.
     let (mut freeze, mut out) = Running::begin(
         &lab,
         &["fsfreeze", "web", "--thaw-after", "1", "--", "sh", "-c", "echo frozen; read -r _"],
@@ -535,7 +539,7 @@ fn file_systems_are_held_still_for_a_command_and_thawed() {
     assert_eq!(next("QVM_THAWED")["why"], "asked");
     assert_eq!(lab.notes("web"), [""; 0]);
 
-    // A guest that shuts down is thawed first.
+    // A guest is thawed before it shuts down.
     lab.ok(&["fsfreeze", "web", "--thaw-after", "600"]);
     writes(&lab, "three");
     let said = lab.ok(&["stop", "web"]);
@@ -546,7 +550,7 @@ fn file_systems_are_held_still_for_a_command_and_thawed() {
 }
 
 #[test]
-fn the_next_supervisor_thaws_what_the_last_one_froze() {
+fn next_supervisor_thaws_file_systems() {
     let Some(mut lab) = with_a_file_system("") else { return };
     let supervisor = |lab: &Lab| -> i32 {
         lab.status("web")["supervisorPid"].as_i64().unwrap().try_into().unwrap()
@@ -556,38 +560,38 @@ fn the_next_supervisor_thaws_what_the_last_one_froze() {
         signal(pid, SIGKILL);
         until("the supervisor is gone", || !crate::lab::runs(pid));
     };
-    // In time.
+    // Before the deadline.
     lab.ok(&["fsfreeze", "web", "--thaw-after", "600"]);
     writes(&lab, "one");
     left_behind(&lab);
     lab.run("web");
-    // Until it answers, all that is told is that there is none.
+    // Until the agent answers, its state is reported as none.
     until("the next supervisor knows", || lab.has_note("web", "frozen"));
     assert!(!wrote(&lab, "one"));
     assert_eq!(lab.ok(&["fsfreeze", "--thaw", "web"]), "web: 1 file system is thawed\n");
     until("what was written meanwhile is there", || wrote(&lab, "one"));
-    // When it is due.
+    // At the deadline.
     lab.ok(&["fsfreeze", "web", "--thaw-after", "1"]);
     left_behind(&lab);
     lab.run("web");
-    // One look: before the supervisor answers there are no notes either.
+    // One query: before the supervisor answers there are no notes.
     until("it is thawed", || {
         let status = lab.status("web");
         status["state"] == "running" && status["notes"].as_array().is_some_and(Vec::is_empty)
     });
     assert_eq!(shell(&lab, "touch /data/two && echo done"), "done");
-    // A guest that is suspended is not frozen when it goes on.
+    // A suspended guest is not frozen after its resume.
     lab.ok(&["fsfreeze", "web", "--thaw-after", "600"]);
     lab.ok(&["suspend", "web"]);
     lab.ok(&["start", "web"]);
     assert_eq!(lab.notes("web"), [""; 0]);
     assert_eq!(shell(&lab, "touch /data/three && echo done"), "done");
-    // The reset button is as a thaw.
+    // A reset thaws.
     lab.ok(&["fsfreeze", "web", "--thaw-after", "600"]);
     lab.ok(&["reboot", "--force", "web"]);
     lab.says("web", "QVM-TINY READY", 2);
     assert_eq!(lab.notes("web"), [""; 0]);
-    // Nothing there can be frozen.
+    // The guest has no file system that can be frozen.
     lab.ok(&["wait", "web", "--for", "agent", "--timeout", "120"]);
     let output = lab.qvm(&["fsfreeze", "web", "--", "true"]);
     let message = String::from_utf8_lossy(&output.stderr).into_owned();

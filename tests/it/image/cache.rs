@@ -1,4 +1,4 @@
-//! Images against servers and files that do everything wrong.
+//! Images from servers and files with every fault.
 
 use std::{
     io::Write,
@@ -25,7 +25,7 @@ use qvm::{
     value::{Algorithm, Digest, Explain},
 };
 
-/// Bytes without a pattern, the same every time.
+/// Bytes without a pattern, always the same.
 fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     std::iter::repeat_with(|| {
@@ -81,7 +81,7 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// The cache holds this one image and nothing else, and it is right.
+/// Checks that the cache contains only this image, and that it is correct.
 fn assert_only(cache: &Path, cached: &Cached, content: &[u8]) {
     assert!(std::fs::read(&cached.path).unwrap() == content, "the bytes differ");
     let mode = std::fs::metadata(&cached.path).unwrap().permissions().mode();
@@ -126,7 +126,7 @@ fn zst(bytes: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn fetched_once_and_then_without_the_network() {
+fn image_is_downloaded_once() {
     let dir = tempfile::tempdir().unwrap();
     let cache = dir.path().join("images");
     let bytes = qcow2(dir.path());
@@ -144,7 +144,7 @@ fn fetched_once_and_then_without_the_network() {
 }
 
 #[test]
-fn unpacked_by_what_it_is_not_by_its_name() {
+fn compression_is_detected_by_content() {
     for pack in [gz, xz, zst] {
         let dir = tempfile::tempdir().unwrap();
         let mut content = vec![0; 3 << 20];
@@ -161,7 +161,7 @@ fn unpacked_by_what_it_is_not_by_its_name() {
 }
 
 #[test]
-fn a_broken_line_is_resumed_within_one_run() {
+fn interrupted_download_is_resumed() {
     let dir = tempfile::tempdir().unwrap();
     let content = noise(1_000_000);
     for (packed, name) in [(content.clone(), "raw"), (xz(&content), "xz")] {
@@ -181,7 +181,7 @@ fn a_broken_line_is_resumed_within_one_run() {
 }
 
 #[test]
-fn a_file_that_changed_meanwhile_starts_anew() {
+fn changed_file_restarts_download() {
     let dir = tempfile::tempdir().unwrap();
     let (old, new) = (noise(500_000), noise(400_001)[1..].to_vec());
     let second = new.clone();
@@ -195,7 +195,7 @@ fn a_file_that_changed_meanwhile_starts_anew() {
 }
 
 #[test]
-fn without_a_strong_validator_it_starts_anew() {
+fn weak_validator_restarts_download() {
     let dir = tempfile::tempdir().unwrap();
     let bytes = noise(400_000);
     let served = bytes.clone();
@@ -209,7 +209,7 @@ fn without_a_strong_validator_it_starts_anew() {
 }
 
 #[test]
-fn a_server_without_ranges_starts_anew() {
+fn missing_ranges_restart_download() {
     let dir = tempfile::tempdir().unwrap();
     let bytes = noise(400_000);
     let served = bytes.clone();
@@ -226,7 +226,7 @@ fn a_server_without_ranges_starts_anew() {
 }
 
 #[test]
-fn a_range_that_was_not_asked_for_and_416_start_anew() {
+fn wrong_range_and_416_restart_download() {
     let dir = tempfile::tempdir().unwrap();
     let bytes = noise(400_000);
     for wrong in ["shifted", "416"] {
@@ -249,7 +249,7 @@ fn a_range_that_was_not_asked_for_and_416_start_anew() {
 }
 
 #[test]
-fn a_stalled_server_is_given_up_and_asked_again() {
+fn stalled_server_is_retried() {
     let dir = tempfile::tempdir().unwrap();
     let bytes = noise(400_000);
     let served = bytes.clone();
@@ -267,7 +267,7 @@ fn a_stalled_server_is_given_up_and_asked_again() {
 }
 
 #[test]
-fn a_server_that_stays_silent_is_given_up() {
+fn silent_server_is_given_up() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(|_, reply| reply.stall());
     let error = ensure(&at(server.url("x"), b"x"), dir.path()).unwrap_err();
@@ -301,7 +301,7 @@ fn refusals_of_the_server() {
 }
 
 #[test]
-fn nobody_listens() {
+fn unused_port_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let url = { Server::of(vec![]).url("x") };
     let error = chain(&ensure(&at(url, b"x"), dir.path()).unwrap_err());
@@ -310,7 +310,7 @@ fn nobody_listens() {
 }
 
 #[test]
-fn redirects_are_followed_but_not_for_ever() {
+fn redirects_are_limited() {
     let dir = tempfile::tempdir().unwrap();
     let bytes = noise(1000);
     let served = bytes.clone();
@@ -326,10 +326,10 @@ fn redirects_are_followed_but_not_for_ever() {
 }
 
 #[test]
-fn a_wrong_checksum_says_both_and_leaves_nothing() {
+fn wrong_checksum_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let (right, wrong) = (noise(100_000), b"<not the image>".to_vec());
-    // More than it says, less than it says, and something else altogether.
+    // More or less than announced, and other content.
     let lies: [(usize, &[u8]); 3] =
         [(50_000, &right[..]), (right.len() + 7, &right[..]), (wrong.len(), &wrong[..])];
     for (length, sent) in lies {
@@ -341,7 +341,7 @@ fn a_wrong_checksum_says_both_and_leaves_nothing() {
         let error = ensure(&at(server.url("x"), &right), dir.path()).unwrap_err();
         let text = chain(&error);
         if length > right.len() {
-            // Nothing tells that the rest will never come: tried again and given up.
+            // No event reports that the rest will never arrive: retried and given up.
             assert!(text.contains("the connection was closed early"), "{text}");
             std::fs::remove_dir_all(dir.path()).unwrap();
             std::fs::create_dir(dir.path()).unwrap();
@@ -360,7 +360,7 @@ fn a_wrong_checksum_says_both_and_leaves_nothing() {
 }
 
 #[test]
-fn a_body_of_unknown_length() {
+fn body_of_unknown_length() {
     let dir = tempfile::tempdir().unwrap();
     let bytes = noise(300_000);
     for chunked in [true, false] {
@@ -384,7 +384,7 @@ fn a_body_of_unknown_length() {
 }
 
 #[test]
-fn a_damaged_image_is_not_trusted() {
+fn damaged_image_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let whole = qcow2(dir.path());
     let content = noise(400_000);
@@ -418,7 +418,7 @@ fn a_damaged_image_is_not_trusted() {
 }
 
 #[test]
-fn an_image_that_reaches_outside_itself_is_refused() {
+fn image_with_external_file_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("evil.qcow2");
     let make = |args: &[&str]| {
@@ -453,7 +453,7 @@ fn an_image_that_reaches_outside_itself_is_refused() {
 }
 
 #[test]
-fn a_sums_file_is_asked_once() {
+fn checksum_file_is_downloaded_once() {
     let dir = tempfile::tempdir().unwrap();
     let bytes = noise(10_000);
     let sums = format!("{}  other.raw\n{} *disk image.raw\n", "0".repeat(64), digest(&bytes).hex());
@@ -484,7 +484,7 @@ fn a_sums_file_is_asked_once() {
 }
 
 #[test]
-fn an_unverified_image_is_marked() {
+fn unverified_image_is_marked() {
     let dir = tempfile::tempdir().unwrap();
     let bytes = noise(10_000);
     let server = Server::of(bytes.clone());
@@ -499,7 +499,7 @@ fn an_unverified_image_is_marked() {
 }
 
 #[test]
-fn a_cached_file_that_lost_bytes_is_fetched_anew() {
+fn truncated_cache_file_is_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let bytes = noise(10_000);
     let server = Server::of(bytes.clone());
@@ -513,7 +513,7 @@ fn a_cached_file_that_lost_bytes_is_fetched_anew() {
 }
 
 #[test]
-fn a_path_is_used_in_place_and_compared_where_a_digest_is_given() {
+fn local_image_is_verified_in_place() {
     let dir = tempfile::tempdir().unwrap();
     let (path, cache) = (dir.path().join("x.img"), dir.path().join("images"));
     let bytes = qcow2(dir.path());
@@ -527,7 +527,8 @@ fn a_path_is_used_in_place_and_compared_where_a_digest_is_given() {
     assert!(matches!(ensure(&image, &cache).unwrap_err(), Error::Mismatch { .. }));
     assert!(!cache.exists(), "nothing of this is the cache's");
 
-    // Packed, it is unpacked into the cache; as a base, it is taken there; and it may go away then.
+    // A compressed image is decompressed into the cache; a base image is copied there; then the
+    // source may be removed.
     std::fs::write(&path, gz(&bytes)).unwrap();
     image.checksum = Checksum::Digest(digest(&gz(&bytes)));
     assert_only(&cache, &ensure(&image, &cache).unwrap(), &bytes);
@@ -542,7 +543,7 @@ fn a_path_is_used_in_place_and_compared_where_a_digest_is_given() {
 }
 
 #[test]
-fn it_can_be_called_off_whatever_it_waits_for() {
+fn download_can_be_canceled_at_any_wait() {
     let bytes = noise(400_000);
     for stage in ["head", "body", "pause", "lock"] {
         let dir = tempfile::tempdir().unwrap();
@@ -579,7 +580,7 @@ fn it_can_be_called_off_whatever_it_waits_for() {
             let since = Instant::now();
             cancel.set();
             let error = work.join().unwrap().unwrap_err();
-            // The promise is one second; a loaded machine is given more before this is called a failure.
+            // The documented limit is one second; a loaded machine gets more before the test fails.
             assert!(since.elapsed() < Duration::from_secs(5), "{stage}: {:?}", since.elapsed());
             assert!(error.is_canceled(), "{stage}: {}", chain(&error));
             other.set();
@@ -598,7 +599,7 @@ fn wait_until(done: impl Fn() -> bool) {
     }
 }
 
-/// Remembers what it was told.
+/// Records its messages.
 #[derive(Default)]
 struct Told {
     notes: Vec<String>,
@@ -617,7 +618,7 @@ impl Progress for Told {
 }
 
 #[test]
-fn progress_and_retries_are_told() {
+fn progress_and_retries_are_reported() {
     let dir = tempfile::tempdir().unwrap();
     let bytes = noise(600_000);
     let served = bytes.clone();
@@ -642,7 +643,7 @@ fn progress_and_retries_are_told() {
 }
 
 #[test]
-fn two_who_want_the_same_fetch_it_once() {
+fn two_threads_download_once() {
     let dir = tempfile::tempdir().unwrap();
     let bytes = noise(500_000);
     let served = bytes.clone();
@@ -688,7 +689,7 @@ fn two_who_want_the_same_fetch_it_once() {
     assert!(!files(dir.path()).iter().any(|f| f.ends_with(".lock")), "a lock file is left");
 }
 
-/// A process that fetches `QVM_TEST_URL` into `QVM_TEST_CACHE`, started by the tests below.
+/// A process that downloads `QVM_TEST_URL` into `QVM_TEST_CACHE`, started by the tests below.
 #[test]
 #[ignore = "a child of other tests"]
 fn child() {
@@ -729,7 +730,7 @@ fn answer(mut child: Killed) -> String {
     let mut out = child.0.stdout.take().unwrap();
     std::io::Read::read_to_string(&mut out, &mut text).unwrap();
     let line = text.lines().find_map(|l| l.strip_prefix("child: "));
-    line.unwrap_or_else(|| panic!("the child said: {text}")).to_owned()
+    line.unwrap_or_else(|| panic!("the child printed: {text}")).to_owned()
 }
 
 fn part_of(cache: &Path) -> Option<(PathBuf, u64)> {
@@ -741,7 +742,7 @@ fn part_of(cache: &Path) -> Option<(PathBuf, u64)> {
     Some((part, length))
 }
 
-/// Kills a child in the middle of a download of `packed`, and gives the server that counts on.
+/// Kills a child in the middle of a download of `packed`; returns the server that counts requests.
 fn killed_in_the_middle(packed: &[u8], cache: &Path) -> (Server, Image) {
     let served = packed.to_vec();
     let server = Server::start(move |asked, reply| match asked.nth {
@@ -761,7 +762,7 @@ fn killed_in_the_middle(packed: &[u8], cache: &Path) -> (Server, Image) {
 }
 
 #[test]
-fn killed_in_the_middle_it_resumes() {
+fn killed_download_is_resumed() {
     let dir = tempfile::tempdir().unwrap();
     let content = noise(700_000);
     for (packed, name) in [(content.clone(), "raw"), (gz(&content), "gz"), (zst(&content), "zst")] {
@@ -774,7 +775,7 @@ fn killed_in_the_middle_it_resumes() {
 }
 
 #[test]
-fn what_a_crash_spoilt_is_fetched_anew() {
+fn damaged_partial_file_is_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let bytes = noise(700_000);
     let (server, image) = killed_in_the_middle(&bytes, dir.path());
@@ -787,7 +788,7 @@ fn what_a_crash_spoilt_is_fetched_anew() {
 }
 
 #[test]
-fn two_processes_fetch_it_once() {
+fn two_processes_download_once() {
     let dir = tempfile::tempdir().unwrap();
     let bytes = noise(2_000_000);
     let server = Server::of(bytes.clone());
@@ -802,7 +803,7 @@ fn two_processes_fetch_it_once() {
 }
 
 #[test]
-fn a_full_file_system_is_said_before_and_while() {
+fn full_file_system_is_reported() {
     if !rustix::process::geteuid().is_root() {
         return println!("skipped: not root, cannot mount a tmpfs");
     }
@@ -850,7 +851,7 @@ fn list_remove_and_prune() {
         let server = Server::of(bytes.clone());
         paths.push(ensure(&at(server.url(&format!("{n}.raw")), &bytes), &cache).unwrap().path);
     }
-    // A VM without a VM file has an overlay on the first.
+    // A VM without a VM file has an overlay on the first image.
     std::fs::create_dir_all(vms.join("old")).unwrap();
     run(Command::new("qemu-img")
         .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
@@ -884,7 +885,7 @@ fn list_remove_and_prune() {
 }
 
 #[test]
-fn an_image_in_use_is_left_alone() {
+fn image_in_use_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let bytes = noise(10_000);
     let server = Server::of(bytes.clone());
@@ -934,13 +935,13 @@ fn tls_server(dir: &Path) -> Option<(Killed, u16)> {
     let out = std::io::BufReader::new(server.0.stdout.take().unwrap());
     let mut lines = std::io::BufRead::lines(out).map_while(Result::ok);
     let port = lines.find_map(|l| l.strip_prefix("ACCEPT 127.0.0.1:")?.parse().ok()).unwrap();
-    // Whatever else it prints must have somewhere to go.
+    // Its other output must be read.
     std::thread::spawn(move || lines.count());
     Some((server, port))
 }
 
 #[test]
-fn https_is_judged_by_the_systems_store() {
+fn https_uses_the_system_certificates() {
     let dir = tempfile::tempdir().unwrap();
     let Some((_server, port)) = tls_server(dir.path()) else { return };
     let bytes = noise(50_000);
@@ -979,7 +980,7 @@ fn https_is_judged_by_the_systems_store() {
 }
 
 #[test]
-fn https_goes_through_the_tunnel_of_a_proxy() {
+fn https_uses_proxy_tunnel() {
     let dir = tempfile::tempdir().unwrap();
     let Some((_server, port)) = tls_server(dir.path()) else { return };
     let bytes = noise(50_000);
@@ -998,7 +999,7 @@ fn https_goes_through_the_tunnel_of_a_proxy() {
 }
 
 #[test]
-fn a_list_may_have_the_name_that_the_address_redirects_to() {
+fn checksum_file_may_name_redirect_target() {
     let bytes = noise(10_000);
     let digest_of = digest(&bytes);
     let others = format!("{}  other.raw\n{0}  more.raw\n", "0".repeat(64));
@@ -1023,7 +1024,7 @@ fn a_list_may_have_the_name_that_the_address_redirects_to() {
 }
 
 #[test]
-fn what_follows_a_compressed_stream_is_ignored_with_a_note() {
+fn trailing_bytes_are_ignored_with_a_note() {
     let dir = tempfile::tempdir().unwrap();
     let content = noise(100_000);
     let metadata = b"\0\0\0\0\0\0\0\0{ \"metadata_version\": \"1.1\" }\nFWx0".to_vec();
@@ -1042,7 +1043,7 @@ fn what_follows_a_compressed_stream_is_ignored_with_a_note() {
 }
 
 #[test]
-fn a_stream_that_requires_too_much_memory_is_not_called_damaged() {
+fn memory_limit_is_not_reported_as_damage() {
     let dir = tempfile::tempdir().unwrap();
     // The header of a frame with a window of 2 GiB, as `zstd --long=31` writes it.
     let packed = [0x28, 0xb5, 0x2f, 0xfd, 0, 21 << 3, 1, 0, 0];
@@ -1053,7 +1054,7 @@ fn a_stream_that_requires_too_much_memory_is_not_called_damaged() {
 }
 
 #[test]
-fn https_that_is_none_reads_well() {
+fn plain_http_on_https_port_is_explained() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(|_, reply| reply.send(b"x"));
     let url = server.url("x").replace("http://", "https://");
@@ -1063,7 +1064,7 @@ fn https_that_is_none_reads_well() {
     println!("{}", chain(&error));
 }
 
-/// Turns one bit of a file, as a disk that rots does: neither its size nor its time tells.
+/// Flips one bit of a file without a change of its size and time.
 fn rots(path: &Path) {
     let before = std::fs::metadata(path).unwrap();
     let mut bytes = std::fs::read(path).unwrap();
@@ -1076,7 +1077,7 @@ fn rots(path: &Path) {
 }
 
 #[test]
-fn an_image_that_rots_in_the_cache_is_brought_anew_before_a_disk_is_made_of_it() {
+fn corrupted_cache_image_is_downloaded_again() {
     let dir = tempfile::tempdir().unwrap();
     let content = noise(400_000);
     for bytes in [content.clone(), gz(&content)] {
@@ -1095,11 +1096,11 @@ fn an_image_that_rots_in_the_cache_is_brought_anew_before_a_disk_is_made_of_it()
             assert!(!cached.found);
             assert_only(&cache, &cached, &content);
             assert_eq!(server.asked().len(), asked + 1);
-            // What is whole is found.
+            // An intact file is found.
             drop(cached);
             assert!(ensure(&image, &cache).unwrap().found);
         }
-        // Without the server it is told, and never used; what is there stays.
+        // Without the server it is reported and never used; the file stays.
         drop(server);
         rots(&path);
         let error = ensure(&image, &cache).unwrap_err();
@@ -1111,7 +1112,7 @@ fn an_image_that_rots_in_the_cache_is_brought_anew_before_a_disk_is_made_of_it()
 }
 
 #[test]
-fn an_image_without_a_checksum_that_rots_is_not_replaced_by_what_may_be_another() {
+fn corrupted_unverified_image_is_not_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let cache = dir.path().join("images");
     let server = Server::of(noise(100_000));

@@ -1,4 +1,4 @@
-//! Downloads from servers that never give the whole file, and through proxies.
+//! Downloads from servers that never send the complete file, and through proxies.
 
 use std::{
     path::Path,
@@ -23,7 +23,7 @@ use qvm::{
 
 const ATTEMPTS: u32 = 4;
 
-/// A text of so many bytes.
+/// A text of this length.
 fn content(length: usize) -> String {
     "0123456789abcdef".chars().cycle().take(length).collect()
 }
@@ -41,7 +41,7 @@ fn ensure(url: String, content: &str, dir: &Path) -> Result<Cached, Error> {
     image::ensure(&image, dir, Purpose::Copy, &tools, &mut Quiet, &Cancel::default())
 }
 
-/// The error of a download of `length` bytes that is given up, and how many requests it took.
+/// Returns the error of an incomplete download of `length` bytes, and the number of requests.
 fn gives_up(
     length: usize,
     answer: impl Fn(&Asked, &mut Reply, &[u8]) + Send + Sync + 'static,
@@ -65,7 +65,7 @@ fn received(error: &fetch::Error) -> Received {
     }
 }
 
-/// The first half under the whole length; nothing from there on.
+/// The first half with the total length; nothing from there on.
 fn half(asked: &Asked, reply: &mut Reply, bytes: &[u8]) {
     let half = bytes.len() / 2;
     match asked.from {
@@ -81,13 +81,13 @@ fn half(asked: &Asked, reply: &mut Reply, bytes: &[u8]) {
 fn half_object_is_given_up() {
     let (error, requests) = gives_up(300_000, half);
     assert_eq!(received(&error), Received { bytes: 150_000, total: Some(300_000) });
-    // Each attempt that got no further counts, and the first did.
+    // Each attempt without progress counts, and the first had progress.
     assert_eq!(requests, ATTEMPTS as usize);
     assert!(error.to_string().ends_with(", received 150000 of 300000 bytes"), "{error}");
 }
 
 #[test]
-fn servers_that_begin_anew_are_given_up() {
+fn restarting_servers_are_given_up() {
     type Answer = fn(&Asked, &mut Reply, &[u8]);
     let answers: [(&str, Answer); 7] = [
         ("another entity tag each time", |asked, reply, bytes| {
@@ -144,7 +144,7 @@ fn servers_that_begin_anew_are_given_up() {
 }
 
 #[test]
-fn bytes_that_trickle_are_given_up() {
+fn slow_downloads_are_given_up() {
     let (error, requests) = gives_up(10_000, |asked, reply, bytes| {
         let from = asked.from.unwrap_or(0);
         let range = format!("Content-Range: bytes {from}-{}/{}", bytes.len() - 1, bytes.len());
@@ -153,14 +153,14 @@ fn bytes_that_trickle_are_given_up() {
         reply.head(status, &[range, length, "ETag: \"x\"".into()]);
         reply.trickle(&bytes[from..], Duration::from_millis(30));
     });
-    // Each attempt got a few bytes further, and none of them is progress.
+    // Each attempt gets a few more bytes, which do not count as progress.
     assert_eq!(requests, ATTEMPTS as usize);
     let fetch::Error::Download { source, .. } = &error else { panic!("{error:?}") };
     assert!(matches!(source, download::Error::TooSlow { .. }), "{source:?}");
 }
 
 #[test]
-fn attempts_that_get_further_do_not_count() {
+fn attempts_with_progress_do_not_count() {
     let dir = tempfile::tempdir().unwrap();
     let content = content(100_000);
     let bytes = content.clone().into_bytes();
@@ -189,7 +189,7 @@ fn chunked_download_is_resumed() {
     assert_eq!(server.asked()[1].from, Some(1000));
 }
 
-/// `qvm image pull` with nothing but these variables about proxies.
+/// `qvm image pull` with only these proxy variables.
 fn pull(url: &str, variables: &[(&str, &str)]) -> Output {
     let dir = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_qvm"));
@@ -266,14 +266,14 @@ fn refused_tunnel_names_proxy() {
 }
 
 #[test]
-fn password_that_proxy_requires_is_hinted_at() {
+fn proxy_password_has_a_hint() {
     let proxy = Server::start(move |_, reply| reply.head(407, &["Content-Length: 0".into()]));
     let text = said(&pull("http://images.example/x.raw", &[("http_proxy", &proxy.url(""))]));
     assert!(text.contains("USER:PASSWORD@") && text.contains("`http_proxy`"), "{text}");
 }
 
 #[test]
-fn unusable_proxy_is_no_direct_connection() {
+fn unusable_proxy_prevents_connection() {
     let server = Server::of(content(5000).into_bytes());
     for (variable, value) in
         [("all_proxy", "socks5://127.0.0.1:1080"), ("http_proxy", "http://a b")]

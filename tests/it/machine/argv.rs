@@ -1,5 +1,6 @@
-//! QEMU's command line: for each example what it is, byte for byte, and whether a real QEMU takes it.
-//! `QVM_BLESS=1 cargo test --test it machine::argv` writes the golden files anew; read the difference before committing it.
+//! QEMU's command line: byte for byte for each example, and accepted by a real QEMU. `QVM_BLESS=1
+//! cargo test --test it machine::argv` rewrites the golden files; review the difference before
+//! committing it.
 
 use std::{
     collections::BTreeSet,
@@ -31,7 +32,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The examples, each as it would be found by its name.
+/// The examples, by name.
 fn examples() -> Vec<Vm> {
     let files = spec::files_in(&root().join("examples")).unwrap();
     assert!(files.len() >= 9, "only {} examples", files.len());
@@ -49,7 +50,7 @@ fn identity(vm: &Vm, machine: &str) -> Identity {
     identity
 }
 
-/// The firmware as on a Debian host.
+/// The firmware of a Debian host.
 fn firmware(vm: &Vm) -> Option<SelectedFirmware> {
     let secure = vm.firmware == Firmware::UefiSecure;
     let kind = if secure { "_4M.ms" } else { "_4M" };
@@ -97,7 +98,7 @@ fn every_example_has_exactly_its_command_line() {
         }
     }
     assert!(wrong.is_empty(), "not as in the golden file:\n{}", wrong.join("\n"));
-    // A file of an example that is no more would look like a promise.
+    // A golden file without an example is an error.
     let files = fs::read_dir(&golden).unwrap().count();
     assert_eq!(files, examples().len(), "golden files without an example");
 }
@@ -112,8 +113,8 @@ impl Drop for Qemu {
     }
 }
 
-/// Starts QEMU on a VM whose disks stand on small files in `dir` and whose NICs are in user mode, asks its
-/// monitor what it came to, and lets it quit.
+/// Starts QEMU with a VM whose disks use small files in `dir` and whose NICs use the user-mode
+/// network, queries its monitor, and lets it quit.
 fn qemu_takes(vm: &Vm, dir: &Path, directories: [&str; 3], firmware: Option<&SelectedFirmware>) {
     let mut vm = vm.clone();
     for nic in &mut vm.nics {
@@ -195,14 +196,14 @@ fn qemu_takes(vm: &Vm, dir: &Path, directories: [&str; 3], firmware: Option<&Sel
     assert!(!warned.contains("warning") && !warned.contains("error"), "{}: {warned}", vm.name);
 }
 
-/// Whether there is a QEMU to ask.
+/// Whether QEMU is installed.
 fn qemu() -> bool {
     let there = Command::new("qemu-system-x86_64").arg("-version").output().is_ok();
     assert!(there || !crate::lab::required("qemu"), "QEMU is not installed");
     there
 }
 
-/// The firmware that this host has, where it has it.
+/// The firmware of this host, if it has one.
 fn installed(vm: &Vm) -> Option<Option<SelectedFirmware>> {
     let Some(chosen) = firmware(vm) else { return Some(None) };
     let there = chosen.code.exists() && chosen.vars_template.as_ref().unwrap().exists();
@@ -211,7 +212,7 @@ fn installed(vm: &Vm) -> Option<Option<SelectedFirmware>> {
 }
 
 #[test]
-fn qemu_takes_the_command_line_of_every_example() {
+fn qemu_accepts_every_example() {
     if !qemu() {
         return;
     }
@@ -228,7 +229,7 @@ fn read(text: &str) -> Vm {
 }
 
 #[test]
-fn qemu_takes_as_many_disks_and_nics_as_a_vm_file_may_have() {
+fn qemu_accepts_maximum_disks_and_nics() {
     if !qemu() {
         return;
     }
@@ -254,7 +255,7 @@ fn qemu_takes_as_many_disks_and_nics_as_a_vm_file_may_have() {
 }
 
 #[test]
-fn qemu_takes_paths_with_everything_that_it_separates_by() {
+fn qemu_accepts_special_characters_in_paths() {
     if !qemu() {
         return;
     }
@@ -263,13 +264,13 @@ fn qemu_takes_paths_with_everything_that_it_separates_by() {
     vm.firmware = Firmware::Uefi;
     let Some(firmware) = installed(&vm) else { return };
     let dir = tempfile::Builder::new().prefix("qvm").tempdir_in("/tmp").unwrap();
-    // The sockets' paths are bounded; QEMU is not told them, only their descriptors.
+    // The length of socket paths is limited; QEMU gets descriptors instead of paths.
     qemu_takes(&vm, dir.path(), ["c", hostile, "r,r=r"], firmware.as_ref());
 }
 
-/// QEMU listens nowhere: viewers are handed to it.
+/// QEMU has no listening sockets: it receives the connections of viewers.
 #[test]
-fn a_screen_is_served_by_whoever_started_qemu() {
+fn screen_is_served_by_the_supervisor() {
     for (display, served) in [
         ("", false),
         ("[display]\n", false),
@@ -300,9 +301,9 @@ fn a_screen_is_served_by_whoever_started_qemu() {
     }
 }
 
-/// What is inherited has the numbers that the command line says, and nothing else lies there.
+/// The inherited descriptors have the numbers of the command line, and there are no others.
 #[test]
-fn descriptors_do_not_meet() {
+fn descriptor_numbers_are_unique() {
     let mut numbers = vec![fd::QMP, fd::AGENT, fd::SERIAL];
     for index in 0..Vm::MAX_NICS {
         numbers.extend([fd::tap(index), fd::vhost(index)]);

@@ -1,4 +1,4 @@
-//! Block devices as disks, on real loop devices, on the machine's QEMU and on the oldest one.
+//! Block devices as disks, on real loop devices, with the machine's QEMU and the oldest one.
 
 use std::{fs, path::Path};
 
@@ -7,7 +7,7 @@ use serde_json::json;
 
 const SIGKILL: i32 = 9;
 
-/// Both QEMUs, or those of them that are there.
+/// The available QEMUs.
 fn labs() -> Vec<Lab> {
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: only root makes loop devices");
@@ -16,7 +16,7 @@ fn labs() -> Vec<Lab> {
     [Some(Lab::new()), old_qemu::lab()].into_iter().flatten().collect()
 }
 
-/// A loop device on a copy of a guest image in `dir`.
+/// A loop device with a copy of a guest image in `dir`.
 fn device_of(image: &Path, dir: &Path, sector: u32) -> Option<Loop> {
     let raw = dir.join("device.raw");
     let image = image.to_str().unwrap();
@@ -56,7 +56,8 @@ fn open_flags(pid: i32, path: &Path) -> Vec<i32> {
 fn guest_boots_from_device_in_every_isolation() {
     let Some(image) = guest("boot.qcow2") else { return };
     for lab in labs() {
-        // The device's sectors may be larger than those that the firmware reads; its file need not take O_DIRECT.
+        // The sectors of the device may be larger than those of the firmware; its file may not
+        // support O_DIRECT.
         let memory = tempfile::Builder::new().prefix("qvm").tempdir_in("/dev/shm").unwrap();
         for (dir, sector) in [(lab.path(), 512), (memory.path(), 4096)] {
             let Some(root) = device_of(&image, dir, sector) else { return };
@@ -142,7 +143,7 @@ fn device_survives_adoption_suspend_and_relaunch() {
         lab.wait_state("web", "running");
         assert_eq!(lab.console("web").matches("BOOT-GUEST-READY").count(), 1);
 
-        // A reboot with a pending change is a new QEMU process.
+        // A reboot with a pending change launches a new QEMU process.
         let qemu = lab.qemu_pid("web");
         let text = fs::read_to_string(lab.file("web")).unwrap();
         fs::write(lab.file("web"), text.replace("64M", "96M")).unwrap();

@@ -1,5 +1,5 @@
-//! The texts of other programs that qvm compares, as these programs print them here: QEMU of the
-//! machine and QEMU 7.2, and qemu-img.
+//! The texts of other programs that qvm compares, as printed by the installed versions: QEMU of the
+//! machine, QEMU 7.2, and qemu-img.
 
 use std::{
     ffi::OsStr,
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::lab::old_qemu;
 
-/// A QEMU without a guest whose monitor is its standard input and output.
+/// A QEMU without a guest whose monitor is on its standard streams.
 struct Machine {
     qemu: Child,
     replies: Lines<BufReader<ChildStdout>>,
@@ -20,7 +20,7 @@ struct Machine {
 
 impl Machine {
     fn start(binary: &OsStr) -> Self {
-        // On this machine type the guest releases a device, and no guest runs.
+        // With this machine type, the guest must release a device, and no guest runs.
         let args = ["-machine", "pc,accel=tcg", "-S", "-nodefaults", "-display", "none"];
         let mut qemu = Command::new(binary)
             .args(args)

@@ -1,11 +1,12 @@
-//! The oldest QEMU that qvm works with, Debian 12's 7.2: guests boot, and VMs come from it and do not go back to it.
+//! The oldest QEMU that qvm supports, version 7.2 of Debian 12: guests boot, and VMs move to a
+//! later QEMU but not back.
 
 use std::fs;
 
 use crate::lab::{guest, old_qemu::lab as old, orphaned::Orphaned, runs, signal, until};
 
 #[test]
-fn a_guest_lives_its_life() {
+fn guest_boots_reboots_and_stops() {
     let (Some(mut lab), Some(image)) = (old(), guest("boot.qcow2")) else { return };
     lab.vm("web", &image, "");
     let one = lab.run("web");
@@ -15,18 +16,18 @@ fn a_guest_lives_its_life() {
     assert!(status["qemuVersion"].as_str().unwrap().starts_with("7.2."), "{status}");
     assert_eq!(status["machine"], "pc-q35-7.2");
 
-    // Its supervisor is killed, and the next one takes it over.
+    // Its supervisor is killed, and the next one adopts QEMU.
     let qemu = lab.qemu_pid("web");
     lab.supervisor(one).kill().unwrap();
     lab.supervisor(one).wait().unwrap();
     let two = lab.run("web");
-    // Without a supervisor it is running as well.
+    // Without a supervisor it counts as running as well.
     let pid = lab.supervisor(two).id();
     until("the next supervisor has it", || lab.status("web")["supervisorPid"] == pid);
     lab.wait_state("web", "running");
     assert_eq!(lab.qemu_pid("web"), qemu);
 
-    // A reboot brings the change that is pending.
+    // A reboot applies the pending change.
     let text = fs::read_to_string(lab.file("web")).unwrap();
     fs::write(lab.file("web"), text.replace("64M", "96M")).unwrap();
     lab.ok(&["reload", "web"]);
@@ -49,7 +50,7 @@ fn a_guest_lives_its_life() {
 }
 
 #[test]
-fn a_guest_panics() {
+fn guest_panic_is_reported() {
     let (Some(mut lab), Some(image)) = (old(), guest("boot.qcow2")) else { return };
     lab.vm("web", &image, "");
     let one = lab.run("web");
@@ -60,7 +61,7 @@ fn a_guest_panics() {
 }
 
 #[test]
-fn a_linux_with_seed_agent_and_disks_goes_to_a_later_qemu_and_not_back() {
+fn linux_guest_moves_only_to_later_qemu() {
     let (Some(mut lab), Some(image)) = (old(), guest("tiny.qcow2")) else { return };
     let more = "mem = \"256M\"\nfirmware = \"uefi\"\n[cloudInit]\n[disk.data]\nsize = \"16M\"\n\
                 [disk.sata]\nsize = \"8M\"\nbus = \"sata\"\n";
@@ -74,7 +75,7 @@ fn a_linux_with_seed_agent_and_disks_goes_to_a_later_qemu_and_not_back() {
     lab.ok(&["stop", "web"]);
     assert_eq!(lab.last_reason("web"), "stopped");
 
-    // The machine that the guest knows stays, on the machine's own QEMU too.
+    // The guest keeps its machine type with the machine's QEMU.
     let old = lab.qemu.take();
     lab.ok(&["start", "web"]);
     lab.says("web", "QVM-TINY READY", 2);

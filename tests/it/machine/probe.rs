@@ -1,4 +1,4 @@
-//! The probe of the host against programs that only say they are QEMU, and against the real one.
+//! The probe of the host with fake QEMU programs and the real one.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -31,8 +31,8 @@ else
 fi
 "#;
 
-/// A host of its own: a root, a PATH, a cache. One at a time, for a script that one thread writes while
-/// another forks cannot be executed (ETXTBSY).
+/// A fake host: a root, a PATH, a cache. One at a time, because a script that one thread writes
+/// while another forks cannot be executed (ETXTBSY).
 struct Host {
     directory: TempDir,
     path: OsString,
@@ -55,7 +55,7 @@ impl Host {
         self.directory.path().join(path)
     }
 
-    /// A script that first notes that it was run.
+    /// A script that first records its run.
     fn script(&self, path: &str, text: &str) -> PathBuf {
         let path = self.at(path);
         let runs = self.at("runs");
@@ -82,7 +82,7 @@ impl Host {
 }
 
 #[test]
-fn a_second_probe_runs_nothing() {
+fn second_probe_uses_the_cache() {
     let host = Host::new();
     let binary = host.script("bin/qemu-system-x86_64", DEBIAN_12);
     let first = host.probe(None).unwrap();
@@ -95,7 +95,7 @@ fn a_second_probe_runs_nothing() {
 }
 
 #[test]
-fn a_changed_binary_is_asked_again() {
+fn changed_binary_is_probed_again() {
     let host = Host::new();
     host.script("bin/qemu-system-x86_64", DEBIAN_12);
     host.probe(None).unwrap();
@@ -106,7 +106,7 @@ fn a_changed_binary_is_asked_again() {
 }
 
 #[test]
-fn two_binaries_are_remembered_side_by_side() {
+fn two_binaries_are_cached() {
     let host = Host::new();
     let one = host.script("bin/one", DEBIAN_12);
     let two = host.script("bin/two", &DEBIAN_12.replace("7.2", "9.1"));
@@ -118,7 +118,7 @@ fn two_binaries_are_remembered_side_by_side() {
 }
 
 #[test]
-fn a_cache_that_is_no_cache_is_replaced() {
+fn invalid_cache_is_replaced() {
     let host = Host::new();
     host.script("bin/qemu-system-x86_64", DEBIAN_12);
     for garbage in [&b""[..], b"[", b"{}", b"[{\"binary\":1}]", b"\xff\xfe\0", b"null"] {
@@ -131,10 +131,10 @@ fn a_cache_that_is_no_cache_is_replaced() {
 }
 
 #[test]
-fn a_cache_that_cannot_be_written_is_done_without() {
+fn unwritable_cache_is_ignored() {
     let host = Host::new();
     host.script("bin/qemu-system-x86_64", DEBIAN_12);
-    // Neither as root: a directory in its place; a directory that is not there.
+    // Neither works for root: a directory in its place, and a missing directory.
     fs::create_dir(host.at("state/qemu.json")).unwrap();
     host.probe(None).unwrap();
     fs::remove_dir_all(host.at("state")).unwrap();
@@ -144,7 +144,7 @@ fn a_cache_that_cannot_be_written_is_done_without() {
 }
 
 #[test]
-fn no_temporary_file_is_left_beside_the_cache() {
+fn cache_leaves_no_temporary_file() {
     let host = Host::new();
     host.script("bin/qemu-system-x86_64", DEBIAN_12);
     host.probe(None).unwrap();
@@ -154,7 +154,7 @@ fn no_temporary_file_is_left_beside_the_cache() {
 }
 
 #[test]
-fn the_binary_is_found_where_it_may_be() {
+fn binary_search_order() {
     let host = Host::new();
     let error = host.probe(None).unwrap_err();
     assert_eq!(
@@ -166,7 +166,7 @@ fn the_binary_is_found_where_it_may_be() {
     let libexec = host.script("root/usr/libexec/qemu-kvm", DEBIAN_12);
     assert_eq!(host.probe(None).unwrap().qemu.binary, libexec);
 
-    // A file that cannot be executed is none; a link is as good as what it leads to.
+    // A file that is not executable does not count; a symbolic link does.
     fs::write(host.at("bin/qemu-system-x86_64"), "").unwrap();
     assert_eq!(host.probe(None).unwrap().qemu.binary, libexec);
     fs::remove_file(host.at("bin/qemu-system-x86_64")).unwrap();
@@ -175,7 +175,7 @@ fn the_binary_is_found_where_it_may_be() {
     assert_eq!(host.probe(None).unwrap().qemu.binary, host.at("bin/qemu-system-x86_64"));
     assert_eq!(host.runs(), runs, "the cache goes by what a link leads to");
 
-    // An empty QVM_QEMU is as good as none; a bare name is looked for on PATH.
+    // An empty QVM_QEMU counts as unset; a bare name is searched for on PATH.
     host.probe(Some(OsStr::new(""))).unwrap();
     let own = host.script("bin/own-qemu", DEBIAN_12);
     assert_eq!(host.probe(Some(OsStr::new("own-qemu"))).unwrap().qemu.binary, own);
@@ -189,7 +189,7 @@ fn the_binary_is_found_where_it_may_be() {
 }
 
 #[test]
-fn a_relative_entry_of_path_is_passed_over() {
+fn relative_path_entries_are_skipped() {
     let mut host = Host::new();
     let libexec = host.script("root/usr/libexec/qemu-kvm", DEBIAN_12);
     host.path = OsString::from(".::bin");
@@ -197,7 +197,7 @@ fn a_relative_entry_of_path_is_passed_over() {
 }
 
 #[test]
-fn what_is_not_qemu_is_told_apart() {
+fn other_programs_are_detected() {
     let host = Host::new();
     for (text, expected) in [
         ("exit 0", "printed no version; its output begins with ``"),
@@ -217,12 +217,12 @@ fn what_is_not_qemu_is_told_apart() {
         assert!(message.contains(expected), "{text}: {message}");
         assert!(error.hint().is_some());
     }
-    // Nothing of this is remembered.
+    // Failures are not cached.
     assert!(!host.at("state/qemu.json").exists());
 }
 
 #[test]
-fn an_old_qemu_is_refused_by_its_version() {
+fn old_qemu_is_refused() {
     let host = Host::new();
     for (version, taken) in [("6.2.0", false), ("7.1.93", false), ("7.2.0", true), ("11.0.0", true)]
     {
@@ -241,10 +241,10 @@ fn an_old_qemu_is_refused_by_its_version() {
 }
 
 #[test]
-fn a_program_that_never_ends_is_killed_with_what_it_started() {
+fn endless_program_is_killed_with_children() {
     let host = Host::new();
     let pids = host.at("pids");
-    // It holds the pipes open in a child of its own, as a wrapper script would.
+    // A child process keeps the pipes open, like that of a wrapper script.
     let binary = host.script(
         "bin/qemu-system-x86_64",
         &format!("sleep 600 &\necho $! >> '{}'\nwait", pids.display()),
@@ -264,7 +264,7 @@ fn a_program_that_never_ends_is_killed_with_what_it_started() {
     let timed_out = |error: &Error| matches!(error, Error::Program(program::Error::TimedOut { limit: at, .. }) if *at == limit);
     assert!(timed_out(&error), "{error}");
     assert!(began.elapsed() < Duration::from_secs(60));
-    // On a machine so busy that no script came to its first line, there is nobody to look after.
+    // On a very busy machine, no script may have reached its first line.
     let pids = fs::read_to_string(pids).unwrap_or_default();
     for pid in pids.lines() {
         wait_until_dead(pid);
@@ -273,7 +273,7 @@ fn a_program_that_never_ends_is_killed_with_what_it_started() {
 
 fn wait_until_dead(pid: &str) {
     let until = Instant::now() + Duration::from_secs(30);
-    // A zombie is dead; whose child it has become decides when it goes.
+    // A zombie is dead; its new parent reaps it later.
     let alive = || {
         fs::read_to_string(format!("/proc/{pid}/stat"))
             .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z'))
@@ -304,7 +304,7 @@ fn kvm_is_usable_only_with_a_hardware_module() {
 }
 
 #[test]
-fn the_real_one_is_understood() {
+fn real_qemu_is_parsed() {
     let host = Host::new();
     let Some(path) = std::env::var_os("PATH") else { return };
     let here = std::env::split_paths(&path).any(|d| d.join("qemu-system-x86_64").is_file());

@@ -1,5 +1,6 @@
-//! The differences between a running VM and its VM file: one row a key, with exactly the JSON that `status` reports.
-//! `QVM_BLESS=1 cargo test --test it machine::vm_diff` writes them anew; read the difference before committing it.
+//! The differences between a running VM and its VM file: one row for each key, with exactly the
+//! JSON of `status`. `QVM_BLESS=1 cargo test --test it machine::vm_diff` rewrites them; review the
+//! difference before committing it.
 
 use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path};
 
@@ -8,7 +9,7 @@ use qvm::{
     spec::{self, Vm},
 };
 
-/// The key that a row is about, the VM file that runs, and the one that is written.
+/// The key of a row, the running VM file, and the current one.
 type Row = (&'static str, &'static str, &'static str);
 
 const HEX: &str = "0000000000000000000000000000000000000000000000000000000000000000";
@@ -401,7 +402,7 @@ fn read(text: &str) -> Vm {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         Ok(format!("#cloud-config\n# {name}\n").into_bytes())
     };
-    // A file that says nothing is refused; the name of its VM is no difference.
+    // An empty VM file is refused; the name of the VM is no difference.
     let text = if text.is_empty() { "accel = \"auto\"".to_owned() } else { text };
     spec::read(&"web".parse().unwrap(), file, &text, &mut user_data)
         .unwrap_or_else(|problems| panic!("{text}: {}", problems[0]))
@@ -434,7 +435,7 @@ fn every_key_has_a_row() {
 }
 
 #[test]
-fn json_of_each_change_is_the_golden_one() {
+fn json_of_each_change_is_golden() {
     let mut text = String::new();
     let unknown = Versions::default();
     for (title, from, to) in KEYS.iter().chain(TABLES) {
@@ -453,7 +454,7 @@ fn json_of_each_change_is_the_golden_one() {
     for (title, from, to, versions) in [
         ("another QEMU, firmware and seed", "", "", [old, new]),
         ("the same QEMU, firmware and seed", "", "", [old, old]),
-        ("no seed any more", "", "", [old, no_seed]),
+        ("seed removed", "", "", [old, no_seed]),
         ("reset", "onGuestReboot = \"reset\"", "onGuestReboot = \"reset\"", [old, new]),
     ] {
         let changes = json(&read(from), &read(to), versions, ScreenServer::Supervisor);

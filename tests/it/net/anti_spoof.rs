@@ -1,4 +1,5 @@
-//! What leaves a tap and what does not, judged by the kernel: frames written into it as QEMU does, and seen behind the bridge or not.
+//! The anti-spoofing filter of a tap, in the kernel: frames are written into the tap like QEMU's,
+//! and received behind the bridge or not.
 
 use std::{fs::File, io::Write, process::Command};
 
@@ -17,10 +18,10 @@ use qvm::{
 
 const OWN: Mac = [0x52, 0x54, 0, 0x61, 0x90, 0x15];
 const FOREIGN: Mac = [0x52, 0x54, 0, 0x61, 0x90, 0x16];
-/// The link-local address that is made of `OWN`.
+/// The link-local address derived from `OWN`.
 const LINK_LOCAL: &str = "fe80::5054:ff:fe61:9015";
 
-/// A tap on a bridge, and an ear at the end of a cable that leads into the same bridge.
+/// A tap on a bridge, and a receiver at the end of a veth pair in the same bridge.
 struct Wire {
     tap: File,
     ear: Ear,
@@ -29,7 +30,7 @@ struct Wire {
 
 impl Wire {
     fn new() -> Self {
-        // What these would drop is not ours to test: their firewall sees what is wrong with a packet, too.
+        // These frames are not tested: a firewall of the host may drop invalid packets too.
         for sysctl in ["iptables", "ip6tables", "arptables"] {
             let sysctl = format!("/proc/sys/net/bridge/bridge-nf-call-{sysctl}");
             if std::path::Path::new(&sysctl).exists() {
@@ -42,7 +43,7 @@ impl Wire {
         ip("link set ear0 up");
         let tap = tap::open(&"qvm-web".parse().unwrap(), broker::tun()).unwrap();
         ip("link set qvm-web master br0 up");
-        // A port forwards when the kernel has seen that it has a carrier, a moment later.
+        // A port forwards after the kernel has detected its carrier.
         let begun = std::time::Instant::now();
         while forwarding() != 2 {
             assert!(begun.elapsed().as_secs() < 60, "the ports do not forward");
@@ -51,12 +52,12 @@ impl Wire {
         Self { tap: tap.into(), ear: Ear::new("ear0"), count: 0 }
     }
 
-    /// As QEMU does: ten bytes of virtio-net's header before the frame.
+    /// Like QEMU: ten bytes of the virtio-net header before the frame.
     fn send(&mut self, frame: &[u8]) -> std::io::Result<()> {
         self.tap.write_all(&[&[0; 10], frame].concat())
     }
 
-    /// Whether a frame gets through; one behind it does in any case, and tells that the wait is over.
+    /// Whether a frame passes; a later frame that always passes ends the wait.
     fn passes(&mut self, frame: &[u8]) -> bool {
         self.count += 1;
         let last = ipv4(v4("10.0.0.5"), v4("10.0.0.9"), 253, &self.count.to_be_bytes());
@@ -72,7 +73,7 @@ impl Wire {
     }
 }
 
-/// How many ports of bridges forward.
+/// The number of forwarding bridge ports.
 fn forwarding() -> usize {
     ip("-d link show").matches("state forwarding").count()
 }
@@ -83,7 +84,7 @@ fn with_filters<T>(body: impl AsyncFnOnce(&Filters) -> T) -> T {
         .block_on(async { body(&Filters::open(Network::default().connect().await).unwrap()).await })
 }
 
-/// Has the frames of a NIC with this address judged.
+/// Applies the filter of a NIC with this address.
 fn set(address: Option<&str>) {
     let program = program(mac(), address.map(|ip| ip.parse().unwrap()));
     let tap = "qvm-web".parse().unwrap();
@@ -99,7 +100,7 @@ fn filters() -> String {
     String::from_utf8(output.unwrap().stdout).unwrap()
 }
 
-/// Each frame's name, itself, and whether it gets through.
+/// The name of each frame, the frame, and whether it passes.
 type Cases = Vec<(&'static str, Vec<u8>, bool)>;
 
 fn judge(wire: &mut Wire, cases: &Cases) {
@@ -113,7 +114,7 @@ fn judge(wire: &mut Wire, cases: &Cases) {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// A frame of the guest's own.
+/// A frame of the guest.
 fn own(protocol: u16, payload: &[u8]) -> Vec<u8> {
     ethernet(EVERYBODY, OWN, protocol, payload)
 }
@@ -175,8 +176,8 @@ fn of_mac() -> Cases {
 }
 
 #[test]
-fn with_no_address_the_mac_is_judged_and_nothing_else() {
-    inside(module_path!(), "with_no_address_the_mac_is_judged_and_nothing_else", || {
+fn filter_without_address_checks_the_mac() {
+    inside(module_path!(), "filter_without_address_checks_the_mac", || {
         let mut wire = Wire::new();
         set(None);
         judge(&mut wire, &of_mac());
@@ -190,22 +191,22 @@ fn with_no_address_the_mac_is_judged_and_nothing_else() {
                     true,
                 ),
                 ("any protocol", own(0x88b5, &[1; 50]), true),
-                ("any ARP of its own", own(0x0806, &gateway), true),
+                ("any own ARP", own(0x0806, &gateway), true),
                 ("two tags", tagged(&tagged(&own(0x0800, &[1; 40]), 0x8100, 5), 0x88a8, 6), true),
                 ("no payload", own(0x88b5, &[]), true),
                 ("802.3", own(0x0026, &[0x42; 38]), true),
             ],
         );
         for length in 0..14 {
-            // Not even a header of Ethernet: the driver itself refuses it.
+            // Shorter than an Ethernet header: the driver refuses it.
             assert!(wire.send(&own(0x0800, &[])[..length]).is_err());
         }
     });
 }
 
 #[test]
-fn with_an_ipv4_address_no_other_is_let_out() {
-    inside(module_path!(), "with_an_ipv4_address_no_other_is_let_out", || {
+fn filter_with_ipv4_address() {
+    inside(module_path!(), "filter_with_ipv4_address", || {
         let mut wire = Wire::new();
         set(Some("10.0.0.5/24"));
         judge(&mut wire, &of_mac());
@@ -314,7 +315,7 @@ fn with_an_ipv4_address_no_other_is_let_out() {
                     false,
                 ),
                 (
-                    "IPv6, of which nothing is said",
+                    "IPv6 without an address",
                     own(
                         0x86dd,
                         &ipv6("2001:db8::7", "ff02::1", 58, &neighbour(136, "2001:db8::7")),
@@ -337,7 +338,7 @@ fn with_an_ipv4_address_no_other_is_let_out() {
     });
 }
 
-/// ICMPv6 behind extension headers, eight bytes each.
+/// ICMPv6 behind extension headers of eight bytes each.
 fn behind(headers: &[u8], payload: &[u8]) -> (u8, Vec<u8>) {
     let mut packet = vec![];
     for (nr, _) in headers.iter().enumerate() {
@@ -348,8 +349,8 @@ fn behind(headers: &[u8], payload: &[u8]) -> (u8, Vec<u8>) {
 }
 
 #[test]
-fn with_an_ipv6_address_no_other_is_let_out() {
-    inside(module_path!(), "with_an_ipv6_address_no_other_is_let_out", || {
+fn filter_with_ipv6_address() {
+    inside(module_path!(), "filter_with_ipv6_address", || {
         let mut wire = Wire::new();
         let (guest, router, all) = ("2001:db8::5", "fe80::1", "ff02::1");
         set(Some("2001:db8::5/64"));
@@ -395,7 +396,7 @@ fn with_an_ipv6_address_no_other_is_let_out() {
                 ("ND: the router is at, from no address", from("::", 58, &false_one), false),
                 ("ND: cut short", from(guest, 58, &true_one[..23]), false),
                 ("ND: who has", from(guest, 58, &neighbour(135, router)), true),
-                ("ND: DAD of its own", from("::", 58, &neighbour(135, guest)), true),
+                ("ND: own DAD", from("::", 58, &neighbour(135, guest)), true),
                 (
                     "ND: DAD of its link-local one",
                     from("::", 58, &neighbour(135, LINK_LOCAL)),
@@ -429,7 +430,7 @@ fn with_an_ipv6_address_no_other_is_let_out() {
                 ("ND behind four", chained(&[0, 60, 43, 60], &false_one), false),
                 ("a ping behind four", chained(&[0, 60, 43, 60], &[128; 16]), true),
                 ("ND behind more than are looked at", chained(&[60; 9], &false_one), false),
-                ("ND in a fragment of its own", chained(&[44], &false_one), false),
+                ("ND in a separate fragment", chained(&[44], &false_one), false),
                 ("ND in a fragment behind options", chained(&[60, 44, 60], &false_one), false),
                 ("a ping in a fragment", chained(&[44], &[128; 16]), true),
                 ("a later fragment", later_fragment(&false_one), true),
@@ -437,7 +438,7 @@ fn with_an_ipv6_address_no_other_is_let_out() {
                 ("options that leave nothing", long_options, false),
                 ("a fragment's header cut short", from(guest, 44, &[58, 0, 0]), false),
                 (
-                    "IPv4, of which nothing is said",
+                    "IPv4 without an address",
                     own(0x0800, &ipv4([192, 0, 2, 7], [10, 0, 0, 1], 1, &[8; 16])),
                     true,
                 ),
@@ -448,13 +449,13 @@ fn with_an_ipv6_address_no_other_is_let_out() {
 }
 
 #[test]
-fn a_filter_is_replaced_taken_away_and_goes_with_its_tap() {
-    inside(module_path!(), "a_filter_is_replaced_taken_away_and_goes_with_its_tap", || {
+fn filter_is_replaced_and_removed() {
+    inside(module_path!(), "filter_is_replaced_and_removed", || {
         let mut wire = Wire::new();
         let tap: qvm::value::IfName = "qvm-web".parse().unwrap();
         let stranger = foreign(0x0800, &[1; 40]);
         let neighbour = own(0x0800, &ipv4(v4("10.0.0.6"), v4("10.0.0.1"), 1, &[8; 16]));
-        // Nothing to take away, and no hook that it could hang on.
+        // There is no filter to remove, and no hook for one.
         with_filters(async |filters| filters.clear(&tap).await).unwrap();
         assert!(wire.passes(&stranger) && wire.passes(&neighbour));
         set(None);
@@ -465,7 +466,7 @@ fn a_filter_is_replaced_taken_away_and_goes_with_its_tap() {
         set(None);
         assert_eq!(filters(), one, "it was not replaced");
         assert!(!wire.passes(&stranger) && wire.passes(&neighbour));
-        // It stays while the tap has no bridge, and behind another.
+        // The filter stays while the tap has no bridge, and on another bridge.
         ip("link set qvm-web nomaster");
         ip("link set qvm-web master br0");
         assert!(!wire.passes(&stranger));
@@ -485,8 +486,8 @@ fn a_filter_is_replaced_taken_away_and_goes_with_its_tap() {
 }
 
 #[test]
-fn isolated_ports_do_not_hear_each_other_and_others_hear_them() {
-    inside(module_path!(), "isolated_ports_do_not_hear_each_other_and_others_hear_them", || {
+fn isolated_ports_cannot_reach_each_other() {
+    inside(module_path!(), "isolated_ports_cannot_reach_each_other", || {
         let mut wire = Wire::new();
         let frame = |nr| own(0x88b5, &[nr; 60]);
         let plan = |isolated| Tap {
@@ -514,7 +515,7 @@ fn isolated_ports_do_not_hear_each_other_and_others_hear_them() {
         wire.ear.until(|seen| seen == frame(1));
         attach(true);
         assert!(isolated("qvm-web"));
-        // The other port is not.
+        // The other port is not isolated.
         wire.send(&frame(2)).unwrap();
         wire.ear.until(|seen| seen == frame(2));
         ip("link set port0 type bridge_slave isolated on");

@@ -1,4 +1,5 @@
-//! VMs on bridges, in network namespaces: the guest is reached, and no tap outlives its QEMU, whoever dies and how.
+//! VMs on bridges, in network namespaces: the guest is reachable, and no tap outlives its QEMU,
+//! regardless of how processes end.
 
 use std::process::Output;
 
@@ -8,7 +9,7 @@ use crate::lab::{Lab, guest, network::Network, runs, signal, until};
 
 const SIGKILL: i32 = 9;
 
-/// A lab in a network of its own, with the bridge `br0`.
+/// A lab in a network namespace with the bridge `br0`.
 fn bridged() -> Option<Lab> {
     guest("boot.qcow2")?;
     let mut lab = Lab::new();
@@ -21,7 +22,7 @@ fn ip(lab: &Lab, arguments: &str) -> Output {
     command.args(arguments.split(' ')).output().unwrap()
 }
 
-/// What `ip` knows of an interface; `None` where there is none.
+/// Returns an interface as printed by `ip`; `None` if it does not exist.
 fn interface(lab: &Lab, name: &str) -> Option<serde_json::Value> {
     let said = ip(lab, &format!("-j -d link show dev {name}"));
     let all: serde_json::Value = serde_json::from_slice(&said.stdout).ok()?;
@@ -34,7 +35,7 @@ fn answers(lab: &Lab, address: &str) -> bool {
 }
 
 #[test]
-fn a_guest_answers_on_its_address_through_the_supervisors_death() {
+fn guest_is_reachable_after_supervisor_crash() {
     let (Some(image), Some(mut lab)) = (guest("tiny.qcow2"), bridged()) else { return };
     let more = "bridge = \"br0\"\nip = \"192.168.97.15/24\"\ngateway = \"192.168.97.1\"\n";
     lab.vm("web", &image, &format!("mem = \"192M\"\n{more}"));
@@ -94,7 +95,7 @@ fn no_tap_outlives_its_qemu() {
 }
 
 #[test]
-fn a_vm_on_two_bridges_has_a_tap_on_each() {
+fn vm_on_two_bridges_has_two_taps() {
     let (Some(image), Some(lab)) = (guest("boot.qcow2"), bridged()) else { return };
     assert!(ip(&lab, "link add br1 mtu 1400 up type bridge").status.success());
     let more = "bridge = \"br0\"\n[nic.lan]\nbridge = \"br1\"\n[nic.san]\nbridge = \"br1\"\ntap = \"san0\"\nmtu = 1300\n";
@@ -134,7 +135,7 @@ fn mtu_of_vm_leaves_bridge_alone() {
     assert!(String::from_utf8_lossy(&arguments).contains("\"host_mtu\":1400"));
     assert_eq!(lab.notes("web"), [""; 0]);
 
-    // Plugged in while the guest runs, as well.
+    // The same for a NIC that is plugged into a running guest.
     let text = std::fs::read_to_string(lab.file("web")).unwrap();
     let more = "[nic.more]\nbridge = \"br1\"\nmtu = 1300\n";
     std::fs::write(lab.file("web"), format!("{text}{more}")).unwrap();
@@ -142,7 +143,7 @@ fn mtu_of_vm_leaves_bridge_alone() {
     assert!(told.contains("applied: nic.more: "), "{told}");
     assert_eq!((mtu(&lab, "br1"), mtu(&lab, "qvm-web_more")), (9000.into(), 9000.into()));
 
-    // Put back, on the bridge and on one that was made anew.
+    // Attached again to the bridge, and to one that was created again.
     let on_bridge = || interface(&lab, "qvm-web_lan").unwrap()["master"] == "br1";
     assert!(ip(&lab, "link set qvm-web_lan nomaster").status.success());
     until("the tap is back", on_bridge);
@@ -177,7 +178,7 @@ fn bridge_that_drops_frames_is_noted() {
     set("up");
     until("nothing is noted", || lab.notes("web").is_empty());
     lab.ok(&["kill", "web"]);
-    // Without healing, too.
+    // Without healing too.
     lab.vm("web", &image, "tapHeal = \"off\"\nbridge = \"br0\"\n");
     set("down");
     lab.ok(&["start", "web"]);
@@ -188,7 +189,7 @@ fn bridge_that_drops_frames_is_noted() {
 }
 
 #[test]
-fn what_is_wrong_with_the_network_is_told_with_its_place_and_the_way_out() {
+fn network_errors_have_line_and_hint() {
     let (Some(image), Some(lab)) = (guest("boot.qcow2"), bridged()) else { return };
     for set_up in [
         "link add dummy0 type veth peer name dummy1",
@@ -205,11 +206,11 @@ fn what_is_wrong_with_the_network_is_told_with_its_place_and_the_way_out() {
     ] {
         lab.vm(name, &image, &format!("bridge = \"{bridge}\"\n"));
         let output = lab.qvm(&["run", name]);
-        // Nothing is wrong with the VM: systemd may try again.
+        // The VM has no fault: systemd may retry.
         lab.refusal(&output).without_log().is(code, 75).golden("net", section);
         assert_eq!(interface(&lab, "qvm-web"), None);
     }
-    // What runs already is named as what it is.
+    // A running VM is named as such.
     lab.vm("web", &image, "bridge = \"br0\"\n");
     lab.ok(&["start", "web"]);
     lab.vm("api", &image, "[nic.net]\nbridge = \"br0\"\ntap = \"qvm-web\"\n");

@@ -43,55 +43,51 @@ fn with_links<T>(body: impl AsyncFnOnce(&Links) -> T) -> T {
 }
 
 #[test]
-fn a_tap_is_what_the_plan_says_and_gone_when_its_descriptor_closes() {
-    inside(
-        module_path!(),
-        "a_tap_is_what_the_plan_says_and_gone_when_its_descriptor_closes",
-        || {
-            ip("link add br0 mtu 1400 up type bridge");
-            let plan = planned("br0", None);
-            let fd = tap::open(&plan.name, broker::tun()).unwrap();
-            with_links(async |links| {
-                let began = Instant::now();
-                let attached = links.attach(&plan).await.unwrap();
-                eprintln!("attached in {:?}", began.elapsed());
-                assert_eq!(attached, link::Attached { bridge_mtu: 1400, bridge_up: true });
-                let seen = interface("qvm-web").unwrap();
-                assert_eq!(seen["master"], "br0");
-                assert_eq!(seen["mtu"], 1400);
-                assert_eq!(seen["ifalias"], "qvm:web:net");
-                assert!(seen["flags"].as_array().unwrap().iter().any(|f| f == "UP"), "{seen}");
-                assert_eq!(seen["linkinfo"]["info_kind"], "tun");
-                let data = &seen["linkinfo"]["info_data"];
-                assert_eq!(data["type"], "tap");
-                assert_eq!(data["pi"], false);
-                assert_eq!(data["vnet_hdr"], true);
-                assert_eq!(data["persist"], false);
-                assert_eq!(seen["inet6_addr_gen_mode"], "none");
-                assert_eq!(ip("-6 addr show dev qvm-web"), "", "the host's end has an address");
+fn tap_follows_its_specification_and_descriptor() {
+    inside(module_path!(), "tap_follows_its_specification_and_descriptor", || {
+        ip("link add br0 mtu 1400 up type bridge");
+        let plan = planned("br0", None);
+        let fd = tap::open(&plan.name, broker::tun()).unwrap();
+        with_links(async |links| {
+            let began = Instant::now();
+            let attached = links.attach(&plan).await.unwrap();
+            eprintln!("attached in {:?}", began.elapsed());
+            assert_eq!(attached, link::Attached { bridge_mtu: 1400, bridge_up: true });
+            let seen = interface("qvm-web").unwrap();
+            assert_eq!(seen["master"], "br0");
+            assert_eq!(seen["mtu"], 1400);
+            assert_eq!(seen["ifalias"], "qvm:web:net");
+            assert!(seen["flags"].as_array().unwrap().iter().any(|f| f == "UP"), "{seen}");
+            assert_eq!(seen["linkinfo"]["info_kind"], "tun");
+            let data = &seen["linkinfo"]["info_data"];
+            assert_eq!(data["type"], "tap");
+            assert_eq!(data["pi"], false);
+            assert_eq!(data["vnet_hdr"], true);
+            assert_eq!(data["persist"], false);
+            assert_eq!(seen["inet6_addr_gen_mode"], "none");
+            assert_eq!(ip("-6 addr show dev qvm-web"), "", "the host's end has an address");
 
-                let found = links.find(&plan.name).await.unwrap().unwrap();
-                assert_eq!((found.mtu, found.up), (1400, true));
-                assert_eq!(found.described(), "`qvm:web:net`");
-                let bridge = links.find(&plan.bridge).await.unwrap().unwrap();
-                assert_eq!(found.controller, Some(bridge.index));
+            let found = links.find(&plan.name).await.unwrap().unwrap();
+            assert_eq!((found.mtu, found.up), (1400, true));
+            assert_eq!(found.described(), "`qvm:web:net`");
+            let bridge = links.find(&plan.bridge).await.unwrap().unwrap();
+            assert_eq!(found.controller, Some(bridge.index));
 
-                // Again, with nothing to do; what the guest is told is not the tap's.
-                links.attach(&plan).await.unwrap();
-                links.attach(&planned("br0", Some(9000))).await.unwrap();
-                assert_eq!(interface("qvm-web").unwrap()["mtu"], 1400);
+            // Again, without a change; the MTU of the guest is not the tap's.
+            links.attach(&plan).await.unwrap();
+            links.attach(&planned("br0", Some(9000))).await.unwrap();
+            assert_eq!(interface("qvm-web").unwrap()["mtu"], 1400);
 
-                drop(fd);
-                assert!(!links.exists(&plan.name).await.unwrap());
-                assert_eq!(interface("qvm-web"), None);
-            });
-        },
-    );
+            drop(fd);
+            assert!(!links.exists(&plan.name).await.unwrap());
+            assert_eq!(interface("qvm-web"), None);
+        });
+    });
 }
 
 #[test]
-fn an_mtu_too_small_for_ipv6_is_set_all_the_same() {
-    inside(module_path!(), "an_mtu_too_small_for_ipv6_is_set_all_the_same", || {
+fn mtu_below_ipv6_minimum_is_set() {
+    inside(module_path!(), "mtu_below_ipv6_minimum_is_set", || {
         ip("link add br0 mtu 600 type bridge");
         let plan = planned("br0", None);
         let _fd = tap::open(&plan.name, broker::tun()).unwrap();
@@ -103,7 +99,7 @@ fn an_mtu_too_small_for_ipv6_is_set_all_the_same() {
     });
 }
 
-/// The MTU of a bridge follows its smallest port unless somebody set it.
+/// The MTU of a bridge follows its smallest port unless it was set.
 #[test]
 fn bridge_keeps_its_mtu() {
     inside(module_path!(), "bridge_keeps_its_mtu", || {
@@ -117,14 +113,14 @@ fn bridge_keeps_its_mtu() {
         let attach = || with_links(async |links| links.attach(&plan).await).unwrap();
         assert_eq!(attach().bridge_mtu, 9000);
         assert_eq!((mtu("br0"), mtu("qvm-web")), (9000.into(), 9000.into()));
-        // Made anew, the bridge has the default until its other ports are back.
+        // A bridge that was created again has the default until its other ports are attached.
         ip("link del br0");
         ip("link add br0 up type bridge");
         assert_eq!(mtu("br0"), 1500);
         with_links(async |links| links.reattach(&plan, 9000).await).unwrap();
         ip("link set eth0 master br0");
         assert_eq!((mtu("br0"), mtu("qvm-web")), (9000.into(), 9000.into()));
-        // A bridge that has grown meanwhile is not limited by what the tap had before.
+        // A bridge whose MTU has grown meanwhile is not limited by the earlier MTU of the tap.
         ip("link set qvm-web nomaster mtu 1400");
         with_links(async |links| links.reattach(&plan, 1400).await).unwrap();
         assert_eq!((mtu("br0"), mtu("qvm-web")), (9000.into(), 9000.into()));
@@ -153,9 +149,9 @@ fn multi_queue_tap_is_recognized() {
 }
 
 #[test]
-fn a_bridge_keeps_its_address() {
-    inside(module_path!(), "a_bridge_keeps_its_address", || {
-        // Higher than nearly all that the kernel would give to a tap.
+fn bridge_keeps_its_mac_address() {
+    inside(module_path!(), "bridge_keeps_its_mac_address", || {
+        // Higher than nearly all indices that the kernel would assign to a tap.
         ip("link add eth0 address fc:ff:ff:ff:ff:fe up type veth peer name eth1");
         ip("link add br0 up type bridge");
         ip("link set eth0 master br0");
@@ -174,8 +170,8 @@ fn a_bridge_keeps_its_address() {
 }
 
 #[test]
-fn a_missing_bridge_names_those_there_are() {
-    inside(module_path!(), "a_missing_bridge_names_those_there_are", || {
+fn missing_bridge_error_lists_bridges() {
+    inside(module_path!(), "missing_bridge_error_lists_bridges", || {
         let plan = planned("br9", None);
         let _fd = tap::open(&plan.name, broker::tun()).unwrap();
         let attach = || with_links(async |links| links.attach(&plan).await).unwrap_err();
@@ -191,8 +187,8 @@ fn a_missing_bridge_names_those_there_are() {
 }
 
 #[test]
-fn a_bridge_that_is_none_is_told_for_what_it_is() {
-    inside(module_path!(), "a_bridge_that_is_none_is_told_for_what_it_is", || {
+fn interface_that_is_no_bridge_is_named() {
+    inside(module_path!(), "interface_that_is_no_bridge_is_named", || {
         ip("link add br0 type veth peer name veth1");
         let plan = planned("br0", None);
         let _fd = tap::open(&plan.name, broker::tun()).unwrap();
@@ -203,8 +199,8 @@ fn a_bridge_that_is_none_is_told_for_what_it_is() {
 }
 
 #[test]
-fn a_tap_is_its_holders_until_the_holder_dies() {
-    inside(module_path!(), "a_tap_is_its_holders_until_the_holder_dies", || {
+fn tap_in_use_is_refused_until_closed() {
+    inside(module_path!(), "tap_in_use_is_refused_until_closed", || {
         ip("link add br0 up type bridge");
         let plan = planned("br0", None);
         let fd = tap::open(&plan.name, broker::tun()).unwrap();
@@ -216,7 +212,7 @@ fn a_tap_is_its_holders_until_the_holder_dies() {
                 unsafe { spawn::spawn(Path::new("sleep"), &arguments, vec![(fd, 3)], || Ok(())) };
             let pid = pid.unwrap();
             let holder = Process::open(pid).unwrap();
-            // Ours is closed by now; the holder's is not.
+            // This descriptor is closed by now; the holder's is open.
             let error = tap::open(&plan.name, broker::tun()).unwrap_err();
             let owner = links.find(error.taken().unwrap()).await.unwrap().unwrap().described();
             let error = error.of(owner);
@@ -230,8 +226,8 @@ fn a_tap_is_its_holders_until_the_holder_dies() {
 }
 
 #[test]
-fn a_name_that_another_kind_has_is_told_for_what_it_is() {
-    inside(module_path!(), "a_name_that_another_kind_has_is_told_for_what_it_is", || {
+fn interface_that_is_no_tap_is_named() {
+    inside(module_path!(), "interface_that_is_no_tap_is_named", || {
         ip("link add qvm-web type veth peer name veth1");
         let plan = planned("br0", None);
         let error = tap::open(&plan.name, broker::tun()).unwrap_err();
@@ -243,8 +239,8 @@ fn a_name_that_another_kind_has_is_told_for_what_it_is() {
 }
 
 #[test]
-fn a_tap_that_root_has_set_up_is_used_and_left() {
-    inside(module_path!(), "a_tap_that_root_has_set_up_is_used_and_left", || {
+fn persistent_tap_is_used_and_kept() {
+    inside(module_path!(), "persistent_tap_is_used_and_kept", || {
         ip("link add br0 up type bridge");
         ip("tuntap add qvm-web mode tap");
         ip("link set qvm-web master br0 up");
@@ -258,31 +254,31 @@ fn a_tap_that_root_has_set_up_is_used_and_left() {
 }
 
 #[test]
-fn without_the_right_it_says_so() {
+fn missing_privilege_is_reported() {
     if std::env::var_os("QVM_TEST_NO_RIGHT").is_some() {
         let plan = planned("br0", None);
         let error = tap::open(&plan.name, broker::tun()).unwrap_err();
         assert_eq!(error.code(), ErrorCode::TapDenied);
         golden_error("net", "tap-denied", &error, Path::new("/nowhere"));
-        // A tap of root's, not on the bridge: found, but not ours to move.
+        // A tap of root that is not on the bridge: found, but not moved.
         let taken = Tap { name: "tap-root".parse().unwrap(), ..plan };
         let error = with_links(async |links| links.attach(&taken).await).unwrap_err();
         assert_eq!(error.code(), ErrorCode::BridgeRefused);
         golden_error("net", "bridge-refused", &error, Path::new("/nowhere"));
         return;
     }
-    inside(module_path!(), "without_the_right_it_says_so", || {
+    inside(module_path!(), "missing_privilege_is_reported", || {
         ip("link add br0 up type bridge");
         ip("tuntap add tap-root mode tap");
-        // Where nobody may go, so that the binary is found by every user.
+        // In a directory that every user can reach, so that the binary is found.
         let dir = tempfile::tempdir().unwrap();
         let mut open = std::fs::metadata(dir.path()).unwrap().permissions();
         std::os::unix::fs::PermissionsExt::set_mode(&mut open, 0o755);
         std::fs::set_permissions(dir.path(), open).unwrap();
         let binary = dir.path().join("network");
         crate::lab::copy_program(std::env::current_exe().unwrap(), &binary);
-        // Root without the capability: the device opens, the ioctl is refused. And another user, who may not even
-        // open the device where it is root's alone; a user namespace has none but root.
+        // Root without the capability: the device opens, but the ioctl is refused. Another user may
+        // not even open the device if it is root's; a user namespace has only root.
         let mut ways = vec!["--bounding-set=-net_admin"];
         let map = std::fs::read_to_string("/proc/self/uid_map").unwrap();
         if map.split_whitespace().eq(["0", "0", "4294967295"]) {
@@ -292,7 +288,7 @@ fn without_the_right_it_says_so() {
             let status = Command::new("setpriv")
                 .args(way.split_whitespace())
                 .arg(&binary)
-                .args(["--exact", "net::network::without_the_right_it_says_so", "--nocapture"])
+                .args(["--exact", "net::network::missing_privilege_is_reported", "--nocapture"])
                 .env("QVM_TEST_NO_RIGHT", "1")
                 .status()
                 .unwrap();

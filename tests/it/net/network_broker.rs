@@ -1,4 +1,4 @@
-//! `qvm network-broker`: callers that say nothing, a host that has no descriptor left, and a second one of it.
+//! `qvm network-broker`: silent clients, a host without free descriptors, and a second broker.
 
 use std::{
     io::Write,
@@ -11,14 +11,14 @@ use qvm::{net::broker::Network, value::ErrorCode};
 
 use crate::lab::refusal::Refusal;
 
-/// `qvm network-broker`, which is ended with its test.
+/// A `qvm network-broker` that ends with its test.
 struct Lender {
     child: Child,
     socket: PathBuf,
 }
 
 impl Lender {
-    /// With as many descriptors as there may be at once.
+    /// With this limit of descriptors.
     fn new(dir: &Path, descriptors: u32) -> Self {
         let socket = dir.join("network");
         let mut command = Command::new("prlimit");
@@ -47,7 +47,7 @@ fn borrows(socket: &Path) -> std::io::Result<()> {
 }
 
 #[test]
-fn a_second_one_leaves_the_first_its_socket() {
+fn second_broker_keeps_the_first_socket() {
     let dir = tempfile::tempdir().unwrap();
     let lender = Lender::new(dir.path(), 1024);
     let second =
@@ -59,12 +59,12 @@ fn a_second_one_leaves_the_first_its_socket() {
 }
 
 #[test]
-fn it_does_not_end_where_the_host_has_no_descriptor_left() {
+fn broker_survives_descriptor_exhaustion() {
     let dir = tempfile::tempdir().unwrap();
     let mut lender = Lender::new(dir.path(), 16);
-    // More than it can have open, none of which says anything.
+    // More connections than descriptors, all silent.
     let silent: Vec<_> = (0..64).map(|_| UnixStream::connect(&lender.socket).unwrap()).collect();
-    // Whoever asks has an answer meanwhile.
+    // Other clients get an answer meanwhile.
     borrows(&lender.socket).unwrap();
     assert!(lender.child.try_wait().unwrap().is_none(), "it has ended");
     for mut caller in silent {

@@ -1,4 +1,4 @@
-//! Into the guest from outside: its addresses and who tells them, waiting for it, its seed, what is pending.
+//! Access to a guest: its addresses and their sources, readiness, the seed, pending changes.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ fn failed(lab: &Lab, arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 #[test]
-fn the_agent_tells_addresses_and_a_wait_ends_when_it_answers() {
+fn agent_reports_addresses_and_ends_wait() {
     let Some(image) = guest("tiny.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "mem = \"256M\"\n");
@@ -24,7 +24,7 @@ fn the_agent_tells_addresses_and_a_wait_ends_when_it_answers() {
     lab.ok(&["wait", "web", "--for", "running", "--timeout", "60"]);
     lab.ok(&["wait", "web", "--for", "ready", "--timeout", "60"]);
     lab.ok(&["wait", "web", "--for", "agent", "--timeout", "120"]);
-    // DHCP is asked for after the agent is up.
+    // The guest starts DHCP after the agent.
     crate::lab::until("it has its address", || lab.ok(&["ip", "web"]).starts_with("10.0.2.15 "));
     let told = lab.ok(&["ip", "web"]);
     assert!(told.lines().next().unwrap().ends_with("  guest agent, eth0"), "{told}");
@@ -36,11 +36,11 @@ fn the_agent_tells_addresses_and_a_wait_ends_when_it_answers() {
         lab.command(&["wait", "web", "--for", "stopped", "--timeout", "120"]).spawn().unwrap();
     lab.ok(&["stop", "web"]);
     assert!(wait.wait().unwrap().success());
-    lab.refused(&["wait", "nobody", "--for", "stopped"]).is(ErrorCode::VmNotFound, 3);
+    lab.refused(&["wait", "unknown", "--for", "stopped"]).is(ErrorCode::VmNotFound, 3);
 }
 
 #[test]
-fn without_an_agent_the_vm_file_or_the_neighbour_table_tells() {
+fn addresses_without_agent() {
     let Some(image) = guest("boot.qcow2") else { return };
     let Some(network) = Network::new() else { return };
     let mut lab = Lab::new();
@@ -51,7 +51,7 @@ fn without_an_agent_the_vm_file_or_the_neighbour_table_tells() {
     lab.ok(&["start", "web", "db"]);
     assert_eq!(lab.ok(&["ip", "db"]), "192.168.97.20  VM file\n");
     lab.refused(&["ip", "web"]).is(ErrorCode::NoAddress, 3).golden("net", "no-address");
-    // As the host learns it from a guest that has asked it anything.
+    // The host learns the address from an ARP request of the guest.
     let network = lab.network.as_ref().unwrap();
     for neighbour in
         ["192.168.97.77 lladdr 52:54:00:61:90:15", "192.168.97.78 lladdr 52:54:00:61:90:16"]
@@ -65,7 +65,7 @@ fn without_an_agent_the_vm_file_or_the_neighbour_table_tells() {
 }
 
 #[test]
-fn the_seed_is_shown_as_the_guest_would_find_it() {
+fn printed_seed_equals_the_guests() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     lab.vm(
@@ -80,7 +80,7 @@ fn the_seed_is_shown_as_the_guest_would_find_it() {
     assert!(all.contains("\n#cloud-config\n") && all.contains("10.0.2.20/24"), "{all}");
     let user_data = lab.ok(&["seed", "--document", "user-data", "web"]);
     assert!(user_data.starts_with("#cloud-config\n"), "{user_data}");
-    // Nothing was touched for that; and what is written then is the same.
+    // The files were not touched; a later write has the same content.
     assert!(!lab.state("web", "").exists());
     lab.ok(&["start", "web"]);
     let seed = std::fs::read(lab.state("web", "seed.iso")).unwrap();
@@ -91,7 +91,7 @@ fn the_seed_is_shown_as_the_guest_would_find_it() {
 }
 
 #[test]
-fn differences_are_told_key_by_key_with_their_time() {
+fn differences_have_key_and_effect() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "");
@@ -108,14 +108,14 @@ fn differences_are_told_key_by_key_with_their_time() {
     assert_eq!(json[0]["pending"][1]["takesEffect"], "next-reboot");
     std::fs::write(lab.file("web"), "vcpu = \n").unwrap();
     crate::lab::until("the file is seen to be invalid", || {
-        lab.ok(&["diff"]).contains("web: the VM file is not valid any more")
+        lab.ok(&["diff"]).contains("web: the VM file is no longer valid")
     });
     assert_eq!(failed(&lab, &["diff", "db"]).0, Some(3));
     lab.ok(&["kill", "web"]);
 }
 
 #[test]
-fn another_qemu_that_is_installed_is_pending_and_taken_up_by_a_reboot() {
+fn installed_qemu_is_pending_until_reboot() {
     let Some(image) = guest("boot.qcow2") else { return };
     let mut lab = Lab::new();
     let found = std::process::Command::new("sh")
@@ -123,7 +123,7 @@ fn another_qemu_that_is_installed_is_pending_and_taken_up_by_a_reboot() {
         .output()
         .unwrap();
     let installed = String::from_utf8(found.stdout).unwrap();
-    // QEMU 7.2 looks for its modules and firmware beside the directory of its program.
+    // QEMU 7.2 searches for its modules and firmware beside the directory of its program.
     let own = lab.path().join("bin/qemu-system-x86_64");
     std::fs::create_dir(lab.path().join("bin")).unwrap();
     for dir in ["lib", "share"] {
@@ -135,7 +135,7 @@ fn another_qemu_that_is_installed_is_pending_and_taken_up_by_a_reboot() {
     lab.ok(&["start", "web"]);
     let before = lab.qemu_pid("web");
     assert_eq!(lab.ok(&["diff"]), "");
-    // As a package manager does it.
+    // Like a package manager.
     let new = lab.path().join("bin/qemu-system-x86_64.new");
     crate::lab::copy_program(installed.trim(), &new);
     std::fs::rename(&new, &own).unwrap();
@@ -153,7 +153,7 @@ fn another_qemu_that_is_installed_is_pending_and_taken_up_by_a_reboot() {
 }
 
 #[test]
-fn a_reseed_makes_the_next_boot_a_first_one() {
+fn reseed_repeats_first_boot() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "[cloudInit]\nuser = \"op\"\n");
@@ -161,7 +161,7 @@ fn a_reseed_makes_the_next_boot_a_first_one() {
     lab.refused(&["reseed", "web"]).is(ErrorCode::NeverRun, 3);
     lab.refused(&["reseed", "bare"]).is(ErrorCode::NoSeed, 1).golden("net", "reseed-without-seed");
     lab.ok(&["start", "web"]);
-    // A changed seed alone does not: it is told what would be done anew.
+    // A changed seed alone does not reboot: the consequences are reported.
     lab.vm("web", &image, "[cloudInit]\nuser = \"admin\"\n");
     crate::lab::until("it is seen", || !lab.ok(&["diff", "web"]).is_empty());
     assert_eq!(

@@ -1,4 +1,5 @@
-//! Taps of guests that run, in network namespaces: what a guest may send, isolated ports, and taps that have lost their bridge.
+//! Taps of running guests, in network namespaces: the filter, isolated ports, and taps that have
+//! lost their bridge.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,7 +16,7 @@ const SIGCONT: i32 = 18;
 const SIGSTOP: i32 = 19;
 const OWN: &str = "192.168.97.15";
 
-/// A lab in a network of its own, with the bridge `br0`, and a VM `web` on it.
+/// A lab in a network namespace with the bridge `br0`, and a VM `web` on it.
 fn bridged(image: &str, more: &str) -> Option<Lab> {
     let image = guest(image)?;
     let mut lab = Lab::new();
@@ -34,7 +35,7 @@ fn ip(lab: &Lab, arguments: &str) {
     assert!(done.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
-/// What `ip` knows of an interface; `None` where there is none.
+/// Returns an interface as printed by `ip`; `None` if it does not exist.
 fn interface(lab: &Lab, name: &str) -> Option<Value> {
     let said = run(lab, "ip", &format!("-j -d link show dev {name}"));
     let all: Value = serde_json::from_slice(&said.stdout).ok()?;
@@ -54,7 +55,7 @@ fn filtered(lab: &Lab) -> bool {
     String::from_utf8_lossy(&filters.stdout).contains("bpf chain 0 handle 0x1 direct-action")
 }
 
-/// How many frames of the guest's the filter has dropped.
+/// The number of frames that the filter has dropped.
 fn dropped(lab: &Lab) -> u64 {
     let said = run(lab, "tc", "-j -s qdisc show dev qvm-web ingress");
     let all: Value = serde_json::from_slice(&said.stdout).unwrap();
@@ -66,19 +67,19 @@ fn answers(lab: &Lab, address: &str) -> bool {
     run(lab, "ping", &format!("-c 1 -W 1 {address}")).status.success()
 }
 
-/// Has the tiny guest do something, and waits until it has.
+/// Makes the tiny guest do something, and waits for its end.
 fn does(lab: &Lab, command: &str) {
     let done = lab.console("web").matches("QVM-TINY EXIT ").count();
     lab.types("web", format!("sh {command}\n").as_bytes());
     lab.says("web", "QVM-TINY EXIT ", done + 1);
 }
 
-/// How often something was told of the VM's taps.
+/// The number of log lines about the VM's taps.
 fn told(lab: &Lab, event: &str) -> usize {
     lab.ok(&["events", "--json", "web"]).matches(&format!("\"{event}\"")).count()
 }
 
-/// `qvm network-broker` in the lab's network, for supervisors that are elsewhere.
+/// `qvm network-broker` in the lab's network, for supervisors outside of it.
 struct Lender {
     child: Child,
     socket: PathBuf,
@@ -100,7 +101,7 @@ impl Drop for Lender {
     }
 }
 
-/// `qvm` in a new network namespace with nothing in it, which is lent the lab's network there.
+/// `qvm` in a new, empty network namespace, with the lab's network broker.
 fn apart(lab: &mut Lab, socket: &Path, arguments: &[&str]) -> Output {
     let network = lab.network.take();
     let inner = lab.command(arguments);
@@ -117,21 +118,21 @@ fn apart(lab: &mut Lab, socket: &Path, arguments: &[&str]) -> Output {
 }
 
 #[test]
-fn a_supervisor_with_a_network_of_its_own_has_its_taps_in_the_hosts() {
+fn supervisor_in_namespace_gets_host_taps() {
     let more = format!("mem = \"192M\"\nbridge = \"br0\"\nip = \"{OWN}/24\"\n[cloudInit]\n");
     let Some(mut lab) = bridged("tiny.qcow2", &more) else { return };
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: not root");
         return;
     }
-    // As under systemd: nobody to lend is the host's fault, and worth another try.
+    // Like under systemd: a missing broker is a fault of the host, and a retry may help.
     let nobody = apart(&mut lab, Path::new("/nowhere/network"), &["run", "web"]);
     let refusal = lab.refusal(&nobody).without_log();
     assert_eq!(refusal.exit, 75, "{}", refusal.text);
     refusal.golden("net", "no-broker");
 
     let lender = Lender::new(&lab);
-    // QEMU's own network would be silent there.
+    // The user-mode network has no connection there.
     lab.vm("user", &guest("boot.qcow2").unwrap(), "");
     let silent = apart(&mut lab, &lender.socket, &["run", "user"]);
     let refusal = lab.refusal(&silent).without_log();
@@ -142,7 +143,7 @@ fn a_supervisor_with_a_network_of_its_own_has_its_taps_in_the_hosts() {
     lab.says("web", "QVM-TINY READY", 1);
     until("it answers", || answers(&lab, OWN));
     assert!(filtered(&lab));
-    // QEMU is where its supervisor is, and needs no user namespace for that.
+    // QEMU stays in the namespace of its supervisor, and needs no user namespace for that.
     let status = lab.status("web");
     let supervisor = status["supervisorPid"].as_i64().unwrap();
     let namespace = |pid: i64, kind: &str| std::fs::read_link(format!("/proc/{pid}/ns/{kind}"));
@@ -156,7 +157,7 @@ fn a_supervisor_with_a_network_of_its_own_has_its_taps_in_the_hosts() {
     assert_eq!(interfaces.lines().count(), 3, "{interfaces}");
     let missing = status["isolation"]["missing"].to_string();
     assert!(!missing.contains("network"), "{status}");
-    // What is looked after and changed while the guest runs is so all the same.
+    // Taps are healed and changed with the broker too.
     ip(&lab, "link set qvm-web nomaster");
     until("it is put back", || bridge_of(&lab, "qvm-web").as_deref() == Some("br0"));
     ip(&lab, "link add br1 up type bridge");
@@ -165,14 +166,14 @@ fn a_supervisor_with_a_network_of_its_own_has_its_taps_in_the_hosts() {
     apply(&lab, "[cloudInit]", "[cloudInit]\n[nic.more]\nbridge = \"br0\"");
     let second = run(&lab, "ip", "-o link show master br0");
     assert_eq!(second.stdout.iter().filter(|byte| **byte == b'\n').count(), 1);
-    // Who lent them is not needed for what there is.
+    // Existing taps need no broker.
     drop(lender);
     lab.ok(&["stop", "web"]);
     until("the tap is gone", || interface(&lab, "qvm-web").is_none());
 }
 
 #[test]
-fn taps_are_looked_after_again_once_the_hosts_network_can_be_reached() {
+fn taps_are_healed_after_broker_returns() {
     let more = "bridge = \"br0\"\n[nic.two]\nbridge = \"br0\"\n[nic.three]\nbridge = \"br0\"\n";
     let Some(mut lab) = bridged("boot.qcow2", more) else { return };
     if !nix::unistd::geteuid().is_root() {
@@ -196,16 +197,16 @@ fn taps_are_looked_after_again_once_the_hosts_network_can_be_reached() {
         all(&lab)
     };
     assert_eq!((taps.len(), on(&lab, &taps)), (3, 3), "{taps:?}");
-    // One that hangs is not asked again for what there is.
+    // A hung broker is not queried again for the present taps.
     signal(lender.child.id().cast_signed(), SIGSTOP);
     taps.iter().for_each(|tap| ip(&lab, &format!("link set {tap} nomaster")));
     until("they are put back", || on(&lab, &taps) == 3);
-    until("that is told", || told(&lab, "QVM_TAP_HEALED") == 3);
+    until("that is reported", || told(&lab, "QVM_TAP_HEALED") == 3);
     assert!(!lab.has_note("web", "taps-unattended"), "{:?}", lab.notes("web"));
 
     let logged =
         |lab: &Lab| std::fs::read_to_string(lab.state("web", "supervisor.log")).unwrap_or_default();
-    // The next supervisor has to ask it, and is there for others meanwhile.
+    // The next supervisor has to query it, and answers other requests meanwhile.
     let unreached = "the host's network is not reachable: ";
     let killed = |lab: &Lab| {
         let supervisor = lab.status("web")["supervisorPid"].as_i64().unwrap();
@@ -235,12 +236,12 @@ fn taps_are_looked_after_again_once_the_hosts_network_can_be_reached() {
         if what == "hangs" {
             signal(lender.child.id().cast_signed(), SIGCONT);
         } else {
-            // Long enough for more than one try.
+            // Long enough for more than one attempt.
             std::thread::sleep(std::time::Duration::from_secs(5));
             lender = Lender::new(&lab);
         }
         until("it is put back", || on(&lab, &taps) == 3 && filtered(&lab));
-        until("nothing is noted any more", || {
+        until("the notes are removed", || {
             !lab.has_note("web", "taps-unattended") && !lab.has_note("web", "tap-off-bridge")
         });
         assert_eq!(logged(&lab).matches(unreached).count(), before + 1, "{}", logged(&lab));
@@ -253,7 +254,7 @@ fn taps_are_looked_after_again_once_the_hosts_network_can_be_reached() {
     drop(lender);
 }
 
-/// Writes a line of the VM file anew, and applies it.
+/// Replaces a line of the VM file, and applies it.
 fn apply(lab: &Lab, from: &str, to: &str) {
     let text = std::fs::read_to_string(lab.file("web")).unwrap();
     assert!(text.contains(from), "{text}");
@@ -263,14 +264,14 @@ fn apply(lab: &Lab, from: &str, to: &str) {
 }
 
 #[test]
-fn a_guest_that_takes_another_address_is_not_heard() {
+fn frames_with_foreign_address_are_dropped() {
     let more =
         format!("mem = \"192M\"\nbridge = \"br0\"\nip = \"{OWN}/24\"\n# here\n[cloudInit]\n");
     let Some(mut lab) = bridged("tiny.qcow2", &more) else { return };
     let one = lab.run("web");
     lab.says("web", "QVM-TINY READY", 1);
     until("it answers", || answers(&lab, OWN));
-    // Another address beside its own: nobody learns where it is.
+    // A second address: no neighbor learns it.
     let before = dropped(&lab);
     does(
         &lab,
@@ -278,31 +279,31 @@ fn a_guest_that_takes_another_address_is_not_heard() {
     );
     until("the kernel has dropped it", || dropped(&lab) > before);
     assert!(!answers(&lab, "192.168.97.66"));
-    // Another MAC: nothing of it is heard at all.
+    // Another MAC address: all its frames are dropped.
     let mac = lab.status("web")["mac"].as_str().unwrap().to_owned();
     let before = dropped(&lab);
     does(&lab, "ip link set eth0 address 52:54:00:66:66:66; ping -c 1 -W 1 192.168.97.1");
     until("the kernel has dropped it", || dropped(&lab) > before);
     let heard = String::from_utf8(run(&lab, "bridge", "fdb show br br0").stdout).unwrap();
     assert!(heard.contains(&mac) && !heard.contains("52:54:00:66:66:66"), "{heard}");
-    // The file says otherwise, while it runs; and says so no more.
+    // The VM file disables the filter of the running guest, and enables it again.
     apply(&lab, "# here", "antiSpoof = false");
     until("it may", || answers(&lab, "192.168.97.66"));
     apply(&lab, "antiSpoof = false", "# here");
     assert!(filtered(&lab) && !answers(&lab, OWN));
     does(&lab, &format!("ip link set eth0 address {mac}"));
     until("it is itself again", || answers(&lab, OWN));
-    // The bridge goes, and comes again: so does the guest's connection, filtered as it was.
+    // The bridge is deleted and created again: the guest is connected again, with the same filter.
     ip(&lab, "link del br0");
-    until("that is told", || lab.has_note("web", "tap-off-bridge"));
+    until("that is reported", || lab.has_note("web", "tap-off-bridge"));
     ip(&lab, "link add br0 type bridge");
     ip(&lab, "addr add 192.168.97.1/24 dev br0");
     ip(&lab, "link set br0 up");
     until("it answers behind the new bridge", || answers(&lab, OWN));
     assert!(filtered(&lab) && !answers(&lab, "192.168.97.66"));
-    until("that is told, too", || told(&lab, "QVM_TAP_HEALED") == 1);
+    until("that is reported too", || told(&lab, "QVM_TAP_HEALED") == 1);
     assert!(!lab.has_note("web", "tap-off-bridge"), "{:?}", lab.notes("web"));
-    // Both are killed at once: nothing is left.
+    // Both are killed at once: no tap remains.
     let (supervisor, qemu) = (lab.supervisor(one).id().cast_signed(), lab.qemu_pid("web"));
     signal(qemu, SIGKILL);
     signal(supervisor, SIGKILL);
@@ -314,21 +315,21 @@ fn a_guest_that_takes_another_address_is_not_heard() {
 }
 
 #[test]
-fn a_tap_that_has_lost_its_bridge_is_put_back_as_the_policy_says() {
+fn detached_tap_follows_tap_heal() {
     let more = "tapHeal = \"heal\"\n[nic.net]\nbridge = \"br0\"\nisolated = true\nmtu = 1400\n";
     let Some(mut lab) = bridged("boot.qcow2", more) else { return };
     let one = lab.run("web");
     lab.wait_state("web", "running");
     let is_on = |lab: &Lab, bridge: &str| bridge_of(lab, "qvm-web").as_deref() == Some(bridge);
     assert!(is_on(&lab, "br0") && isolated(&lab) && filtered(&lab));
-    // Taken off, again and again.
+    // Detached repeatedly.
     for count in 1..=3 {
         ip(&lab, "link set qvm-web nomaster");
         until("it is back", || is_on(&lab, "br0") && told(&lab, "QVM_TAP_HEALED") == count);
         assert!(isolated(&lab) && filtered(&lab));
         assert_eq!(told(&lab, "QVM_TAP_LOST"), count);
     }
-    // Many others come and go: not one message of theirs wakes it.
+    // Many other interfaces come and go: no message about them wakes the supervisor.
     let wake_ups = |pid: i32| -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let line = status.lines().find(|l| l.starts_with("voluntary_ctxt_switches")).unwrap();
@@ -341,24 +342,24 @@ fn a_tap_that_has_lost_its_bridge_is_put_back_as_the_policy_says() {
     assert!(sh.args(["-c", others]).status().unwrap().success());
     let woken = wake_ups(supervisor) - before;
     assert!(woken < 50, "{woken} wake-ups");
-    // Isolation, live.
+    // Isolation of a running guest.
     apply(&lab, "isolated = true", "isolated = false");
     assert!(!isolated(&lab));
     apply(&lab, "isolated = false", "isolated = true");
     assert!(isolated(&lab) && is_on(&lab, "br0"));
-    // To another bridge by the file is no loss; by hand it is one, and whoever did it knows why.
+    // A change of the bridge by the VM file is no loss; a manual one is.
     ip(&lab, "link add br1 up type bridge");
     apply(&lab, "bridge = \"br0\"", "bridge = \"br1\"");
     assert!(is_on(&lab, "br1") && isolated(&lab));
     assert_eq!(told(&lab, "QVM_TAP_LOST"), 3);
     ip(&lab, "link set qvm-web master br0");
-    until("that is told", || told(&lab, "QVM_TAP_LOST") == 4);
+    until("that is reported", || told(&lab, "QVM_TAP_LOST") == 4);
     assert!(lab.has_note("web", "tap-off-bridge"), "{:?}", lab.notes("web"));
     assert!(is_on(&lab, "br0"));
     ip(&lab, "link set qvm-web master br1");
-    until("that is told", || told(&lab, "QVM_TAP_HEALED") == 4);
+    until("that is reported", || told(&lab, "QVM_TAP_HEALED") == 4);
     assert!(!lab.has_note("web", "tap-off-bridge"), "{:?}", lab.notes("web"));
-    // It went while nobody watched.
+    // The tap was detached while no supervisor ran.
     signal(supervisor, SIGKILL);
     assert_eq!(lab.exit_code(one), None);
     ip(&lab, "link del br1");
@@ -368,19 +369,19 @@ fn a_tap_that_has_lost_its_bridge_is_put_back_as_the_policy_says() {
     let two = lab.run("web");
     until("the next supervisor puts it back", || is_on(&lab, "br1") && filtered(&lab));
     assert!(isolated(&lab));
-    until("that is told", || told(&lab, "QVM_TAP_HEALED") == 1);
-    // Only told of, and not even that.
+    until("that is reported", || told(&lab, "QVM_TAP_HEALED") == 1);
+    // Only reported, and then not even that.
     apply(&lab, "tapHeal = \"heal\"", "tapHeal = \"report\"");
     ip(&lab, "link set qvm-web nomaster");
-    until("that is told", || told(&lab, "QVM_TAP_LOST") == 2);
+    until("that is reported", || told(&lab, "QVM_TAP_LOST") == 2);
     assert!(lab.has_note("web", "tap-off-bridge"), "{:?}", lab.notes("web"));
     assert_eq!(bridge_of(&lab, "qvm-web"), None);
     apply(&lab, "tapHeal = \"report\"", "tapHeal = \"off\"");
-    until("nothing is told", || !lab.has_note("web", "tap-off-bridge"));
+    until("the note is removed", || !lab.has_note("web", "tap-off-bridge"));
     assert_eq!(bridge_of(&lab, "qvm-web"), None);
     apply(&lab, "tapHeal = \"off\"", "tapHeal = \"heal\"");
     until("it is back", || is_on(&lab, "br1"));
-    // One that is deleted cannot come back.
+    // A deleted tap cannot be restored.
     ip(&lab, "link del qvm-web");
     let is_deleted = || lab.status("web")["notes"].to_string().contains("deleted");
     until("that is told", is_deleted);
@@ -391,7 +392,7 @@ fn a_tap_that_has_lost_its_bridge_is_put_back_as_the_policy_says() {
 
 #[test]
 #[ignore = "make test-faults"]
-fn isolated_guests_do_not_hear_each_other() {
+fn isolated_guests_cannot_reach_each_other() {
     let more = "mem = \"192M\"\nbridge = \"br0\"\nip = \"192.168.97.15/24\"\n[nic.net]\nisolated = true\n[cloudInit]\n";
     let Some(mut lab) = bridged("tiny.qcow2", more) else { return };
     let more = more.replace("97.15", "97.16");
@@ -410,9 +411,9 @@ fn isolated_guests_do_not_hear_each_other() {
 }
 
 #[test]
-fn a_host_that_cannot_filter_is_told_of_and_refused_where_it_must() {
+fn host_without_filter_is_reported_or_refused() {
     let Some(mut lab) = bridged("boot.qcow2", "bridge = \"br0\"\n# here\n") else { return };
-    // A tap of root's on which somebody else's filter has taken the place.
+    // A tap of root whose place for the filter is taken by another filter.
     for set_up in [
         "ip tuntap add qvm-web mode tap",
         "tc qdisc add dev qvm-web clsact",
@@ -423,7 +424,7 @@ fn a_host_that_cannot_filter_is_told_of_and_refused_where_it_must() {
     }
     let one = lab.run("web");
     lab.wait_state("web", "running");
-    until("it is told", || lab.has_note("web", "no-effect antiSpoof"));
+    until("it is reported", || lab.has_note("web", "no-effect antiSpoof"));
     lab.ok(&["kill", "web"]);
     assert_eq!(lab.exit_code(one), Some(0));
     let text = std::fs::read_to_string(lab.file("web")).unwrap();
@@ -437,7 +438,7 @@ fn a_host_that_cannot_filter_is_told_of_and_refused_where_it_must() {
         println!("skipped: only root's VMs can be strict");
         return;
     }
-    // As strict in all things; but where it is written that there shall be none.
+    // Strict isolation requires the filter, except with `antiSpoof = false`.
     let strict = format!("isolation = \"strict\"\n{text}");
     std::fs::write(lab.file("web"), &strict).unwrap();
     refused(&lab, ErrorCode::IsolationIncomplete, "strict-without-filter");
@@ -449,7 +450,7 @@ fn a_host_that_cannot_filter_is_told_of_and_refused_where_it_must() {
 }
 
 #[test]
-fn a_vm_that_stops_has_lost_nothing() {
+fn stopping_vm_loses_no_tap() {
     let Some(mut lab) = bridged("boot.qcow2", "bridge = \"br0\"\n") else { return };
     for stop in ["kill", "stop"] {
         let one = lab.run("web");

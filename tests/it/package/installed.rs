@@ -1,4 +1,5 @@
-//! What is installed: the units as systemd reads them, the generator as systemd runs it, `make install` and the Debian package.
+//! The installed files: the units as systemd reads them, the generator as systemd runs it, `make
+//! install` and the Debian package.
 use std::{
     fs,
     os::unix::fs::{PermissionsExt, symlink},
@@ -12,7 +13,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Runs it to its end, and says what it said if it fails.
+/// Runs a command to its end, and reports its output if it fails.
 fn done(command: &mut Command) -> Output {
     let output = command.stdin(Stdio::null()).output().unwrap();
     assert!(
@@ -39,11 +40,11 @@ fn install(to: &Path, prefix: &str) {
     let mut make = Command::new("make");
     make.current_dir(root()).args(["--no-print-directory", "install"]);
     make.arg(format!("DESTDIR={}", to.display())).arg(format!("PREFIX={prefix}"));
-    // Another make's settings, where this test runs below one, are not for this one.
+    // The settings of another make, from which this test may run, do not apply.
     done(make.arg(format!("BINARY={QVM}")).env_remove("MAKEFLAGS").env_remove("MAKELEVEL"));
 }
 
-/// Every example as a VM file, and what the generator that was installed in `at` makes of them.
+/// Every example as a VM file, and the output of the generator that was installed in `at`.
 fn generate(at: &Path, kind: &str) -> Output {
     fs::create_dir_all(at.join("etc/vms")).unwrap();
     for example in fs::read_dir(root().join("examples")).unwrap() {
@@ -61,24 +62,24 @@ fn generate(at: &Path, kind: &str) -> Output {
     done(&mut generator)
 }
 
-/// systemd's own word on units: nothing to complain about.
+/// Units without a complaint of systemd.
 fn verify(user: bool, runtime: &Path, path: &[&Path], units: &[String]) {
     let path: Vec<String> = path.iter().map(|dir| dir.display().to_string()).collect();
     let mut command = Command::new("systemd-analyze");
     command.args(["verify", "--man=no", "--generators=no"]);
     command.arg(if user { "--user" } else { "--system" });
-    // The colon at the end adds the usual directories.
+    // The colon at the end adds the default directories.
     command.args(units).env("SYSTEMD_UNIT_PATH", format!("{}:", path.join(":")));
     command.env("SYSTEMD_LOG_LEVEL", "warning").env("XDG_RUNTIME_DIR", runtime);
     let output = done(&mut command);
     let said = String::from_utf8_lossy(&output.stderr);
-    // What others' units have wrong with them is not for this test.
+    // Complaints about other units do not matter.
     let ours: Vec<&str> = said.lines().filter(|line| line.contains("qvm")).collect();
     assert!(ours.is_empty(), "{said}");
 }
 
 #[test]
-fn systemd_takes_the_units_with_the_drop_ins_of_every_example() {
+fn systemd_accepts_units_of_every_example() {
     if !has("systemd-analyze") || !has("make") {
         return;
     }
@@ -89,7 +90,7 @@ fn systemd_takes_the_units_with_the_drop_ins_of_every_example() {
         let output = generate(at, kind);
         assert_eq!(String::from_utf8_lossy(&output.stderr), "");
         let units = at.join("usr/lib/systemd").join(kind);
-        // What ExecStart= names must be there; it is the program that was just built.
+        // The program of ExecStart= must exist; it is the one that was just built.
         let template = fs::read_to_string(units.join("qvm@.service")).unwrap();
         fs::write(units.join("qvm@.service"), template.replace("/usr/bin/qvm", QVM)).unwrap();
         let normal = at.join("normal");
@@ -113,7 +114,7 @@ fn systemd_takes_the_units_with_the_drop_ins_of_every_example() {
         }
         assert!(names.len() > 9, "{names:?}");
         verify(kind == "user", at, &[&normal, &units], &names);
-        // And a setting that systemd does not know would be seen.
+        // An unknown setting would be reported.
         let text = text.replace("CPUWeight=", "CPUHeight=");
         fs::write(drop_in("web"), text).unwrap();
         let verified = || verify(kind == "user", at, &[&normal, &units], &names);
@@ -121,7 +122,7 @@ fn systemd_takes_the_units_with_the_drop_ins_of_every_example() {
     }
 }
 
-/// How exposed a unit is, by `systemd-analyze security`: tenths of its overall level, 0 to 100.
+/// The exposure of a unit by `systemd-analyze security`: ten times its overall level, 0 to 100.
 fn exposure(unit: &Path) -> u32 {
     let mut command = Command::new("systemd-analyze");
     let said = done(command.args(["security", "--offline=true", "--no-pager"]).arg(unit)).stdout;
@@ -132,14 +133,14 @@ fn exposure(unit: &Path) -> u32 {
     level.replace('.', "").parse().unwrap()
 }
 
-/// All that a drop-in can open.
+/// All settings that a drop-in can relax.
 fn opened() -> String {
     use qvm::systemd::unit::{Scope, drop_in_of_invalid};
     drop_in_of_invalid(Path::new("/etc/qvm/vms/web.toml"), Scope::System)
 }
 
 #[test]
-fn the_unit_is_closed_but_for_what_a_vm_needs() {
+fn unit_is_restricted_to_vm_needs() {
     if !has("systemd-analyze") {
         return;
     }
@@ -149,20 +150,20 @@ fn the_unit_is_closed_but_for_what_a_vm_needs() {
     // docs/decisions/systemd.md gives the reason for each remaining point.
     fs::write(&unit, &shipped).unwrap();
     assert!(exposure(&unit) <= 25, "{}", exposure(&unit));
-    // With all that a VM file can have the drop-in open.
+    // With every key of a VM file that relaxes the drop-in.
     let opened = opened();
     let (_, opened) = opened.split_once("[Service]\n").unwrap();
     fs::write(&unit, shipped.replace("\n[Install]", &format!("{opened}\n[Install]"))).unwrap();
     assert!(exposure(&unit) <= 40, "{}", exposure(&unit));
-    // And a line that is gone would be seen.
+    // A missing setting would be reported.
     fs::write(&unit, shipped.replace("NoNewPrivileges=yes", "")).unwrap();
     assert!(exposure(&unit) > 25);
-    // Who lends the network has hardly anything.
+    // The network broker has almost no privileges.
     assert!(exposure(&root().join("systemd/qvm-network.service")) <= 16);
 }
 
 #[test]
-fn who_lends_the_network_is_never_given_up() {
+fn network_broker_has_no_start_limit() {
     let unit = |name: &str| fs::read_to_string(root().join("systemd").join(name)).unwrap();
     let (service, socket) = (unit("qvm-network.service"), unit("qvm-network.socket"));
     let has = |text: &str, section: &str, line: &str| {
@@ -178,7 +179,7 @@ fn who_lends_the_network_is_never_given_up() {
 }
 
 #[test]
-fn the_unit_and_the_supervisor_agree_on_capabilities() {
+fn unit_and_supervisor_have_equal_capabilities() {
     let unit = fs::read_to_string(root().join("systemd/qvm@.service")).unwrap();
     let opened = opened();
     let lines = unit.lines().chain(opened.lines());
@@ -192,7 +193,7 @@ fn the_unit_and_the_supervisor_agree_on_capabilities() {
 }
 
 #[test]
-fn a_generator_is_known_by_its_name_and_only_wrong_arguments_fail() {
+fn generator_is_recognized_by_its_name() {
     let dir = tempfile::tempdir().unwrap();
     let generator = dir.path().join("qvm-generator");
     symlink(QVM, &generator).unwrap();
@@ -221,7 +222,7 @@ fn a_generator_is_known_by_its_name_and_only_wrong_arguments_fail() {
 }
 
 #[test]
-fn another_prefix_is_everywhere() {
+fn prefix_is_used_everywhere() {
     if !has("make") {
         return;
     }
@@ -241,7 +242,7 @@ fn another_prefix_is_everywhere() {
         let program = fs::canonicalize(generator).unwrap();
         assert_eq!(program, fs::canonicalize(local.join("bin/qvm")).unwrap());
     }
-    // What the program itself prints, where each reader looks for it.
+    // The output of the program, in the places where readers search for it.
     for (file, arguments) in [
         ("man/man1/qvm.1", ["man", "qvm"]),
         ("man/man5/qvm.toml.5", ["man", "qvm.toml"]),
@@ -256,7 +257,7 @@ fn another_prefix_is_everywhere() {
 }
 
 #[test]
-fn the_debian_package() {
+fn debian_package_is_complete() {
     if !has("dpkg-deb") || !has("make") {
         return;
     }
@@ -302,7 +303,7 @@ fn the_debian_package() {
         "usr/share/zsh/vendor-completions/_qvm",
         "usr/share/fish/vendor_completions.d/qvm.fish",
     ] {
-        // Through links, which must lead somewhere within the package.
+        // Through symbolic links, whose targets must be in the package.
         let meta = fs::metadata(at.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
         let wanted =
             if file.contains("bin/") || file.contains("generators/") { 0o755 } else { 0o644 };
@@ -317,11 +318,11 @@ fn the_debian_package() {
 }
 
 #[test]
-fn purging_the_package_removes_no_disk_and_nothing_that_one_stands_on() {
+fn purge_keeps_disks_and_base_images() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("var");
     let script = fs::read_to_string(root().join("packaging/debian/postrm")).unwrap();
-    // The script with its directories in a place of this test's, and no systemd.
+    // The script with directories of this test, and without systemd.
     let moved = script
         .replace("/var/lib/qvm", &state.display().to_string())
         .replace("/etc/qvm", &dir.path().join("etc").display().to_string())
@@ -346,7 +347,7 @@ fn purging_the_package_removes_no_disk_and_nothing_that_one_stands_on() {
 }
 
 #[test]
-fn an_upgrade_signals_the_supervisors_and_never_qemu() {
+fn upgrade_signals_only_supervisors() {
     let dir = tempfile::tempdir().unwrap();
     let asked = dir.path().join("asked");
     for program in ["systemctl", "systemd-sysusers", "systemd-tmpfiles"] {

@@ -1,5 +1,5 @@
-//! The shell scripts that build and demonstrate: progress, bounds and errors. tests/setup is tried
-//! by `make test-setup`.
+//! The shell scripts that build and demonstrate: progress, limits and errors. `make test-setup`
+//! tests tests/setup.
 
 use std::{
     fs,
@@ -27,7 +27,7 @@ fn text(bytes: &[u8]) -> String {
 #[test]
 fn steps_run_together_with_progress() {
     let dir = tempfile::tempdir().unwrap();
-    // Each waits for the other: one after the other would never end.
+    // Each waits for the other: a sequential run would never end.
     let one = "echo first line; touch one; until [ -e two ]; do sleep 0.1; done; sleep 2.5";
     let two = "touch two; until [ -e one ]; do sleep 0.1; done";
     let output =
@@ -39,7 +39,7 @@ fn steps_run_together_with_progress() {
 }
 
 #[test]
-fn a_failed_step_prints_its_last_error() {
+fn failed_step_prints_its_last_error() {
     let dir = tempfile::tempdir().unwrap();
     let fails = "seq 50; echo mkfs: No space left on device; echo more chatter; sleep 0.5; exit 3";
     let waits = "echo $$ >pid; exec sleep 1000";
@@ -83,7 +83,7 @@ fn last_error_is_that_of_the_tool() {
 }
 
 #[test]
-fn a_guest_that_makes_progress_is_waited_for() {
+fn guest_with_progress_is_awaited() {
     let dir = tempfile::tempdir().unwrap();
     let grows = "for n in 1 2 3 4 5 6 7 8; do echo line $n >>console; sleep 0.5; done";
     let output =
@@ -98,7 +98,8 @@ fn a_guest_that_makes_progress_is_waited_for() {
     assert_eq!(bash(dir.path(), "while_progress console bash -c 'exit 3'").status.code(), Some(3));
 }
 
-/// Builds a guest whose script prints `error` and fails; how often it was tried, and what was said.
+/// Builds a guest whose script prints `error` and fails; returns the number of attempts, and the
+/// output.
 fn failing_build(error: &str) -> (usize, String) {
     let dir = tempfile::tempdir().unwrap();
     let guest = dir.path().join("tests/guest/broken");
@@ -124,7 +125,7 @@ fn failing_build(error: &str) -> (usize, String) {
 }
 
 #[test]
-fn an_expected_failure_is_tried_once() {
+fn expected_failure_is_tried_once() {
     let (tries, said) = failing_build("build: line 48: qemu-img: command not found");
     assert_eq!(tries, 1, "{said}");
     assert!(said.contains("qemu-img: command not found"), "{said}");

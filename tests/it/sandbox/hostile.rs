@@ -1,4 +1,5 @@
-//! Names that no VM can have, and directories whose names QEMU's options or a shell would take apart.
+//! Names that no VM can have, and directories whose names have special characters of QEMU's options
+//! or a shell.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -14,10 +15,10 @@ use nix::{
     libc,
 };
 
-/// What separates, quotes or means something in an option of QEMU, a URL, a shell, a format or JSON.
+/// The separators, quotes and special characters of QEMU options, URLs, shells, formats and JSON.
 const DIRECTORY: &str = "a b,c=d,,%n%%20'e\"f;$HOME`{g}[h]\\t#?:j ü雪";
 
-/// Every verb that takes a VM's name, with what it needs behind it.
+/// Every verb with a VM name, with its other arguments.
 const VERBS: [(&str, &[&str]); 19] = [
     ("status", &[]),
     ("start", &[]),
@@ -51,9 +52,9 @@ fn everything_below(path: &Path) -> Vec<std::path::PathBuf> {
 }
 
 #[test]
-fn every_verb_refuses_a_name_that_no_vm_can_have() {
+fn every_verb_refuses_invalid_names() {
     let lab = Lab::new();
-    // What the first name would reach, if it were a path.
+    // The target of the first name if it were used as a path.
     fs::write(lab.path().join("c/x.toml"), "mem = \"64M\"\n").unwrap();
     let before = everything_below(lab.path());
     let long = "x".repeat(300);
@@ -91,7 +92,7 @@ fn every_verb_refuses_a_name_that_no_vm_can_have() {
 }
 
 #[test]
-fn files_with_names_that_no_vm_can_have_are_told_and_do_no_harm() {
+fn files_with_invalid_names_are_reported() {
     let lab = Lab::new();
     fs::write(lab.file("web"), "mem = \"64M\"\n").unwrap();
     for name in [&b"a b.toml"[..], b"a\nb.toml", b"a\x1b[2Jb.toml", b"a\xffb.toml", b".toml"] {
@@ -112,7 +113,7 @@ fn files_with_names_that_no_vm_can_have_are_told_and_do_no_harm() {
 }
 
 #[test]
-fn a_vm_runs_from_a_directory_with_every_sign_in_its_name() {
+fn vm_runs_in_directory_with_special_characters() {
     let Some(image) = guest("tiny.qcow2") else { return };
     let lab = Lab::below(DIRECTORY);
     let own = lab.path().join("image,file=x %s.qcow2");
@@ -147,13 +148,13 @@ fn a_vm_runs_from_a_directory_with_every_sign_in_its_name() {
     assert!(lab.ok(&["image", "list"]).contains("image,file=x"));
     lab.ok(&["stop", "web"]);
     assert_eq!(lab.last_reason("web"), "stopped");
-    // Nothing went astray beside the directory, by a name that was cut at one of its signs.
+    // No file was created beside the directory, by a name that was cut at a special character.
     let beside = fs::read_dir(lab.path().parent().unwrap()).unwrap().count();
     assert_eq!(beside, 1);
 }
 
 #[test]
-fn an_image_is_found_by_a_url_with_escapes() {
+fn image_url_with_escapes_is_decoded() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::below("a b%20ü");
     fs::copy(image, lab.path().join("im age%.qcow2")).unwrap();
@@ -175,9 +176,9 @@ fn an_image_is_found_by_a_url_with_escapes() {
     lab.ok(&["stop", "web"]);
 }
 
-/// As a QEMU may have written into it that a guest has broken into.
+/// Like the files of a QEMU that a guest has taken over.
 #[test]
-fn a_disk_that_names_another_file_is_opened_by_nobody() {
+fn disk_with_external_file_is_not_opened() {
     let Some(image) = guest("boot-count.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "");
@@ -200,13 +201,13 @@ fn a_disk_that_names_another_file_is_opened_by_nobody() {
         told.contains("has the backing file `/etc/shadow`, which is not the base that qvm used"),
         "{told}"
     );
-    // Nor is it grown: qemu-img would open it, as root.
+    // The disk is not grown either, because qemu-img would open it as root.
     lab.vm("web", &image, "isolation = \"off\"\ndiskSizeG = 1\n");
     assert!(refused(&lab).contains("has the backing file `/etc/shadow`"));
     stand_on("");
     lab.ok(&["start", "web"]);
     lab.ok(&["stop", "web"]);
-    // Version 3, bit 2 of the incompatible features, byte 79: the data is in another file.
+    // Version 3, bit 2 of the incompatible features, byte 79: an external data file.
     let mut bytes = fs::read(&disk).unwrap();
     bytes[79] |= 4;
     fs::write(&disk, bytes).unwrap();
@@ -214,10 +215,11 @@ fn a_disk_that_names_another_file_is_opened_by_nobody() {
     assert!(told.contains("has an external data file"), "{told}");
 }
 
-/// As a QEMU that a guest has broken into, which has the image that its disk stands on open for reading: a lock on each byte that stands for
-/// what its holder lets nobody else do (`RAW_LOCK_SHARED_BASE` of QEMU's block/file-posix.c).
+/// Like a QEMU that a guest has taken over, with the base image of its disk open for reading: it
+/// locks each byte that denies a permission to others (`RAW_LOCK_SHARED_BASE` of QEMU's
+/// block/file-posix.c).
 #[test]
-fn a_lock_on_an_image_that_vms_share_keeps_no_vm_down() {
+fn locked_shared_image_prevents_no_start() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     let from = format!("path = {}\n", toml::Value::from(image.to_str().unwrap()));
@@ -241,7 +243,7 @@ fn a_lock_on_an_image_that_vms_share_keeps_no_vm_down() {
     let locked = Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(base).output();
     let said = String::from_utf8(locked.unwrap().stderr).unwrap();
     assert!(said.contains("Failed to get \"consistent read\" lock"), "{said}");
-    // One that stands on it; one that is made from it in another format; and a disk that comes while the guest runs.
+    // An overlay on the image, a conversion of it, and a disk that is plugged into a running guest.
     let disk = format!("[disk.more.image]\n{from}");
     for (name, more) in [
         ("second", String::new()),
@@ -259,7 +261,7 @@ fn a_lock_on_an_image_that_vms_share_keeps_no_vm_down() {
         assert_eq!(lab.status(name)["state"], "running");
         assert_eq!(lab.status(name)["pending"], serde_json::json!([]), "{name}");
     }
-    // A disk of one VM alone keeps its locks.
+    // A disk of one VM keeps its image locks.
     let own = lab.state("second", "root.qcow2");
     let taken = Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(own).output().unwrap();
     assert!(!taken.status.success(), "{taken:?}");

@@ -1,4 +1,4 @@
-//! What QEMU is kept from.
+//! The isolation of QEMU.
 
 mod hostile;
 mod operators;

@@ -1,4 +1,4 @@
-//! Who may do what with a VM: root, who is named by `operators`, and the group that owns its sockets.
+//! The permissions of clients: root, `operators`, and the group of the sockets.
 
 use std::{
     fs,
@@ -13,18 +13,19 @@ use std::{
 
 use crate::lab::{Lab, guest, until};
 
-/// Debian's `nobody`, as user and as group.
+/// The UID and GID of Debian's `nobody`.
 const NOBODY: u32 = 65534;
-/// Stands for the group `qvm`: no account of this host has it.
+/// The group `qvm`; no account of this host is in it.
 const GROUP: u32 = 54_321;
 
-/// Does `work` as `nobody`, who is in these further groups. What a process may do is each thread's own on Linux (credentials(7)), and goes
-/// over to the programs that it starts.
+/// Runs `work` as `nobody` with these further groups. On Linux, each thread has its own credentials
+/// (credentials(7)), which its child processes inherit.
 #[allow(unsafe_code)]
 fn as_nobody<T: Send>(groups: &[u32], work: impl FnOnce() -> T + Send) -> T {
     use nix::libc;
     let become_nobody = move || {
-        // SAFETY: the system calls and not glibc's wrappers, which change all threads of the process; the list is as long as it is said.
+        // SAFETY: the system calls instead of glibc's wrappers, which change all threads of the
+        // process; the length of the list is correct.
         let done = unsafe {
             libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr())
                 | libc::syscall(libc::SYS_setresgid, NOBODY, NOBODY, NOBODY)
@@ -36,10 +37,11 @@ fn as_nobody<T: Send>(groups: &[u32], work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| scope.spawn(become_nobody).join().unwrap())
 }
 
-/// A VM whose sockets are the group's, as the directories of an installed qvm are; `None` where the tests are not root's.
+/// A VM whose sockets belong to the group, as in the directories of an installed qvm; `None` if the
+/// tests are not root.
 fn vm(more: &str) -> Option<Lab> {
     if !nix::unistd::geteuid().is_root() {
-        println!("skipped: only root can become somebody else");
+        println!("skipped: only root can change its UID");
         return None;
     }
     let image = guest("boot-keys.qcow2")?;
@@ -49,7 +51,7 @@ fn vm(more: &str) -> Option<Lab> {
     let above = runtime.parent().unwrap();
     fs::create_dir_all(above).unwrap();
     chown(above, None, Some(GROUP)).unwrap();
-    // What is made in it is the group's too.
+    // New files in it belong to the group too.
     fs::set_permissions(above, fs::Permissions::from_mode(0o2750)).unwrap();
     lab.vm("web", &image, more);
     lab.ok(&["start", "web"]);
@@ -67,7 +69,7 @@ fn status(output: &Output) -> serde_json::Value {
     all[0].clone()
 }
 
-/// What a VNC server offers, or nothing where it hangs up.
+/// The reply of a VNC server; empty if it closes the connection.
 fn offered(socket: &Path) -> io::Result<Vec<u8>> {
     let mut stream = UnixStream::connect(socket)?;
     let mut said = vec![0; 12];
@@ -80,24 +82,24 @@ fn offered(socket: &Path) -> io::Result<Vec<u8>> {
 }
 
 #[test]
-fn a_group_sees_the_state_and_operators_do_the_rest() {
+fn group_reads_state_and_operators_control() {
     let Some(lab) = vm("[display]\nvnc = \"unix\"\n") else { return };
     let file = fs::read_to_string(lab.file("web")).unwrap();
     let vnc = lab.runtime("web", "vnc.sock");
 
-    // Whoever is not in the group does not come as far as to ask.
+    // A user outside of the group cannot connect.
     let output = as_nobody(&[], || lab.qvm(&["stop", "web"]));
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     assert!(said(&output).contains("permission denied by the supervisor's control socket"));
 
-    // The group sees the state …
+    // The group may read the state …
     let ask = |words: &[&str]| as_nobody(&[GROUP], || lab.qvm(words));
     let output = ask(&["status", "--json", "web"]);
     assert!(output.status.success(), "{}", said(&output));
     let told = status(&output);
     assert_eq!((&told["state"], &told["operators"]), (&"running".into(), &serde_json::json!([])));
     assert!(ask(&["events", "web"]).status.success());
-    // … and no more.
+    // … and nothing else.
     let calls: [(&[&str], &str); 12] = [
         (&["stop", "web"], "shut the VM down"),
         (&["kill", "web"], "force the VM off"),
@@ -124,13 +126,13 @@ fn a_group_sees_the_state_and_operators_do_the_rest() {
         );
         assert!(told.contains(&hint), "{words:?}: {told}");
     }
-    // What stands behind the supervisor is not for the group at all.
+    // The sockets behind the supervisor are not accessible for the group.
     for name in ["qmp.sock", "agent.sock", "serial.sock"] {
         let socket = lab.runtime("web", name);
         let error = as_nobody(&[GROUP], || UnixStream::connect(&socket)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{name}");
     }
-    // The log of the console is root's; and to a viewer the door is opened and shut.
+    // Only root may read the console log; a viewer's connection is closed at once.
     let output = ask(&["log", "web"]);
     assert!(!output.status.success(), "{}", said(&output));
     assert_eq!(as_nobody(&[GROUP], || offered(&vnc)).unwrap(), b"");
@@ -141,7 +143,7 @@ fn a_group_sees_the_state_and_operators_do_the_rest() {
     assert_eq!(offered(&vnc).unwrap(), b"RFB 003.008\n");
     assert_eq!(lab.status("web")["state"], "running");
 
-    // An operator, by a group and then by name: at once when root has applied it.
+    // An operator, by a group and then by name: in effect as soon as root has applied it.
     let write = |operators: &str| {
         fs::write(lab.file("web"), format!("operators = {operators}\n{file}")).unwrap();
         lab.ok(&["apply", "web"]);
@@ -167,7 +169,7 @@ fn a_group_sees_the_state_and_operators_do_the_rest() {
 
     assert!(log().contains("request of the operator with uid 65534: resume the VM"), "{}", log());
 
-    // And not one any more.
+    // The operator is removed.
     write("[]");
     let output = ask(&["stop", "web"]);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
@@ -178,15 +180,16 @@ fn a_group_sees_the_state_and_operators_do_the_rest() {
     assert_eq!(lab.last_reason("web"), "killed");
 }
 
-/// What a guest said before it died is for those who may see its console, also when nobody is there to be asked any more.
+/// Clients that may read the console may read the output before a crash, even if no supervisor is
+/// running.
 #[test]
-fn last_words_are_for_operators() {
+fn console_of_an_end_is_for_operators() {
     let Some(lab) = vm("") else { return };
     crate::lab::signal(lab.qemu_pid("web"), 9);
     lab.wait_state("web", "failed");
     let mine = lab.status("web");
     assert!(mine["lastStop"]["console"].to_string().contains("BOOT-GUEST-READY"), "{mine}");
-    // The state directory is the group's to read on an installed host.
+    // The group may read the state directory of an installed host.
     let dir = lab.state("web", "");
     let files = ["ends.json", "last-words.json"].map(|name| dir.join(name));
     for made in dir.ancestors().take(3).chain(files.iter().map(|file| file.as_path())) {

@@ -1,5 +1,5 @@
-//! A user of its own for each VM, whatever somebody wrote into identity.toml: copies, ids of the host's accounts, files that cannot be
-//! read. On real QEMU, as root.
+//! A separate UID for each VM, regardless of identity.toml: copies, UIDs of the host's accounts,
+//! unreadable files. On real QEMU, as root.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use nix::sys::signal::Signal::SIGKILL;
 const STRICT: &str = "isolation = \"strict\"\n[nic]\n";
 const FIRST: u32 = 1_900_000_000;
 
-/// A place with VM files of these names; `None` where only root could go on.
+/// A lab with VM files of these names; `None` if the tests are not root.
 fn place(vms: &[&str]) -> Option<Lab> {
     let image = guest("boot-count.qcow2")?;
     if !nix::unistd::geteuid().is_root() {
@@ -25,7 +25,7 @@ fn place(vms: &[&str]) -> Option<Lab> {
     Some(lab)
 }
 
-/// The user that a VM's QEMU is, by the kernel; status tells the same.
+/// The UID of a VM's QEMU in the kernel, which is also that of its status.
 fn runs_as(lab: &Lab, vm: &str) -> u32 {
     let status = fs::read_to_string(format!("/proc/{}/status", lab.qemu_pid(vm))).unwrap();
     let all = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
@@ -35,7 +35,7 @@ fn runs_as(lab: &Lab, vm: &str) -> u32 {
     all[0]
 }
 
-/// Starts a VM; the user that its QEMU is, whose its disk is as well.
+/// Starts a VM; returns the UID of its QEMU, which also owns its disk.
 fn starts_as(lab: &Lab, vm: &str) -> u32 {
     lab.ok(&["start", vm]);
     let user = runs_as(lab, vm);
@@ -52,7 +52,7 @@ fn identity(lab: &Lab, vm: &str) -> toml::Table {
     fs::read_to_string(lab.state(vm, "identity.toml")).unwrap().parse().unwrap()
 }
 
-/// Writes an identity with this user, or without one, for `vm`: that of `from` but for the UUID.
+/// Writes an identity with this UID, or without one, for `vm`: that of `from` with another UUID.
 fn write_identity(lab: &Lab, from: &str, vm: &str, user: Option<u32>) {
     let mut all = identity(lab, from);
     all.remove("uid");
@@ -65,7 +65,7 @@ fn write_identity(lab: &Lab, from: &str, vm: &str, user: Option<u32>) {
     fs::write(lab.state(vm, "identity.toml"), all.to_string()).unwrap();
 }
 
-/// How often the log tells that a VM has lost its user by this.
+/// The number of log messages that the VM has lost its UID for this reason.
 fn told(lab: &Lab, vm: &str, why: &str) -> usize {
     let log = fs::read_to_string(lab.state(vm, "supervisor.log")).unwrap();
     log.lines().filter(|line| line.contains(why) && line.contains(": QEMU runs with UID ")).count()
@@ -77,21 +77,21 @@ fn doctor(lab: &Lab, vms: &str) -> Vec<String> {
     let found = all.as_array().unwrap().iter();
     let found = found.filter(|finding| finding["level"] == "error");
     let found = found.map(|finding| finding["found"].as_str().unwrap().to_owned());
-    found.filter(|found| found.contains(vms) && found.contains("user")).collect()
+    found.filter(|found| found.contains(vms) && found.contains("UID")).collect()
 }
 
 #[test]
-fn a_copied_identity_brings_no_user_with_it() {
+fn copied_identity_gets_another_uid() {
     let Some(lab) = place(&["a", "b"]) else { return };
     let a = starts_as(&lab, "a");
     write_identity(&lab, "a", "b", Some(a));
-    let twice = format!("`a` and `b` have the same user {a}");
+    let twice = format!("`a` and `b` have the same UID {a}");
     assert!(doctor(&lab, &twice).len() == 1, "{:?}", doctor(&lab, ""));
     let b = starts_as(&lab, "b");
     assert_ne!(a, b);
     assert_eq!(told(&lab, "b", &format!("its UID {a} is also that of `a`")), 1);
     assert_eq!(doctor(&lab, "`a` and `b`"), [""; 0]);
-    // Each keeps what it has from now on.
+    // Each keeps its UID from now on.
     for (vm, user) in [("b", b), ("a", a)] {
         lab.ok(&["stop", vm]);
         assert_eq!(starts_as(&lab, vm), user);
@@ -100,14 +100,14 @@ fn a_copied_identity_brings_no_user_with_it() {
 }
 
 #[test]
-fn a_user_that_is_not_in_the_range_counts_for_nothing() {
+fn uid_outside_the_range_is_replaced() {
     let Some(mut lab) = place(&["a"]) else { return };
     let a = starts_as(&lab, "a");
-    // A QEMU that runs keeps what it has, whoever takes it over.
+    // A running QEMU keeps its UID through adoptions.
     let (qemu, supervisor) = (lab.qemu_pid("a"), lab.status("a")["supervisorPid"].as_i64());
     let supervisor: i32 = supervisor.unwrap().try_into().unwrap();
     signal(supervisor, SIGKILL as i32);
-    // Until it is dead, it holds the lock of the VM. Its parent, the lab, waits for it later.
+    // Until it has exited, it holds the lock of the VM. Its parent, the lab, waits for it later.
     until("the supervisor is dead", || {
         fs::read_to_string(format!("/proc/{supervisor}/stat")).is_ok_and(|stat| {
             stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
@@ -122,17 +122,20 @@ fn a_user_that_is_not_in_the_range_counts_for_nothing() {
     let log = |why: &str| told(&lab, "a", why);
     let why = "the UID 1000 of its identity.toml is not in `uidRange` (1900000000-1900065535)";
     assert_eq!(log(why), 1);
-    // Another range, and that of the host's settings is what `qvm doctor` tries.
+    // Another range, and `qvm doctor` uses the range of the host settings.
     lab.ok(&["stop", "a"]);
     fs::write(lab.path().join("c/qvm.toml"), "uidRange = \"1900070000-1900070009\"\n").unwrap();
     assert_eq!(starts_as(&lab, "a"), 1_900_070_000);
     assert_eq!(log("is not in `uidRange` (1900070000-1900070009)"), 1);
     let said = String::from_utf8(lab.qvm(&["doctor"]).stdout).unwrap();
-    assert!(said.contains("by all layers") && said.contains("uid 1900070000,"), "{said}");
+    assert!(
+        said.contains("all layers are available") && said.contains("uid 1900070000,"),
+        "{said}"
+    );
 }
 
 #[test]
-fn no_vm_is_given_the_user_of_one_whose_identity_cannot_be_read() {
+fn uids_of_unreadable_identities_are_not_reused() {
     let Some(lab) = place(&["a", "b", "c", "d"]) else { return };
     let later = |vm: &str| {
         let text = fs::read_to_string(lab.state(vm, "identity.toml")).unwrap();
@@ -142,12 +145,12 @@ fn no_vm_is_given_the_user_of_one_whose_identity_cannot_be_read() {
     later("a");
     let b = starts_as(&lab, "b");
     assert_ne!(a, b);
-    // Nothing of it is left, but that its files are of that user.
+    // Only the owner of its files remains.
     lab.ok(&["stop", "b"]);
     fs::write(lab.state("b", "identity.toml"), b"\xff").unwrap();
     let c = starts_as(&lab, "c");
     assert!(![a, b].contains(&c), "{a} {b} {c}");
-    // Nor that: by what runs.
+    // The UIDs of running QEMUs are not used either.
     fs::write(lab.state("c", "identity.toml"), b"\xff").unwrap();
     std::os::unix::fs::chown(lab.state("c", "root.qcow2"), Some(0), Some(0)).unwrap();
     let others: Vec<_> = fs::read_dir(lab.state("c", "")).unwrap().collect();
@@ -157,13 +160,13 @@ fn no_vm_is_given_the_user_of_one_whose_identity_cannot_be_read() {
 }
 
 #[test]
-fn without_kvm_qemu_has_no_group_but_its_own() {
+fn qemu_without_kvm_has_only_its_group() {
     let Some(mut lab) = place(&["a"]) else { return };
     if !Path::new("/dev/kvm").exists() {
         println!("skipped: no /dev/kvm");
         return;
     }
-    // As udev makes it: for a group.
+    // Like udev: with access for a group.
     let device = lab.path().join("kvm");
     fs::write(&device, "").unwrap();
     std::os::unix::fs::chown(&device, None, Some(36)).unwrap();

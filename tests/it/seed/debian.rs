@@ -1,10 +1,10 @@
-//! A Debian cloud image on a bridge: cloud-init does what the VM file says, once.
+//! A Debian cloud image on a bridge: cloud-init applies the VM file once.
 
 use std::{collections::BTreeMap, fs, process::Command};
 
 use crate::lab::{Lab, guest, network::Network};
 
-/// What is asked of the guest, at once since a process costs a tenth of a second there: a line `KEY=VALUE` each.
+/// The query of the guest, in one call because a process takes 0.1 s there: lines `KEY=VALUE`.
 const FACTS: &str = r#"
 say() { echo "$1=$2"; }
 say errors "$(python3 -c 'import json; print(json.load(open("/run/cloud-init/result.json"))["v1"]["errors"])')"
@@ -23,7 +23,7 @@ say host-key "$(cat /etc/ssh/ssh_host_ed25519_key.pub)"
 say boot "$(cat /proc/sys/kernel/random/boot_id)"
 "#;
 
-/// Waits for the agent and for the end of cloud-init; what the guest says of itself.
+/// Waits for the agent and for the end of cloud-init; returns the output of the guest.
 fn facts(lab: &Lab) -> BTreeMap<String, String> {
     lab.until_guest("web", "the guest agent answers", || {
         lab.qvm(&["exec", "web", "--", "true"]).status.success()
@@ -80,11 +80,11 @@ fn cloud_init_sets_the_guest_up_once() {
     let identity: toml::Table = toml::from_str(&identity).unwrap();
     let instance = identity["instanceId"].as_str().unwrap();
     assert_eq!(first["instance"], format!("/var/lib/cloud/instances/{instance}"));
-    // Of 4 GiB the boot partition and what ext4 keeps for itself are no room for files.
+    // Of 4 GiB, the boot partition and the reserved blocks of ext4 are not available for files.
     let root: u64 = first["root"].parse().unwrap();
     assert!(root > 3 << 30, "the root file system has {root} bytes");
 
-    // Over the bridge, with the key that the VM file names.
+    // Over the bridge, with the key of the VM file.
     let known = lab.path().join("known_hosts");
     let ssh = |lab: &Lab, command: &str| {
         let mut ssh = lab.network.as_ref().unwrap().command("ssh");
@@ -96,7 +96,7 @@ fn cloud_init_sets_the_guest_up_once() {
         String::from_utf8(output.stdout).unwrap()
     };
     assert_eq!(ssh(&lab, "hostname && sudo -n id -u"), "dev\n0\n");
-    // By the VM's name, as the VM file's user.
+    // By the VM's name, as the user of the VM file.
     let options = [
         format!("-oIdentityFile={}", key.display()),
         "-oBatchMode=yes".into(),
@@ -109,13 +109,13 @@ fn cloud_init_sets_the_guest_up_once() {
     assert_eq!(lab.ok(&words), "op\n");
     assert!(lab.ok(&["ip", "web"]).starts_with("192.168.97.15 "));
 
-    // What was read of a command's output takes no room any more: this one ends when that is so.
+    // The received part of a command's output is freed: this command ends when that is so.
     let large = "exec 3>&1; head -c 40M /dev/zero; while [ $(stat -L -c %b /proc/self/fd/3) -gt 20480 ]; do sleep 0.2; done";
     assert_eq!(
         lab.ok(&["exec", "--timeout", "1200", "web", "--", "sh", "-c", large]).len(),
         40 << 20
     );
-    // The root file system of a whole system, systemd and all.
+    // The root file system of a complete system with systemd.
     lab.ok(&["fsfreeze", "web", "--", "true"]);
     lab.ok(&["exec", "web", "--", "sh", "-c", "echo still here >/root/file && sync"]);
     lab.ok(&["cp", "web:/root/file", lab.path().join("file").to_str().unwrap()]);
@@ -125,7 +125,8 @@ fn cloud_init_sets_the_guest_up_once() {
     assert!(lab.ok(&["stop", "web"]).contains("guest has shut down"));
     assert_eq!(lab.last_reason("web"), "stopped");
 
-    // The same instance: what cloud-init does once was not done again, and the host has the key it had.
+    // The same instance: cloud-init does not repeat its per-instance steps, and the host key is
+    // unchanged.
     lab.ok(&["start", "web"]);
     let mut second = facts(&lab);
     assert_ne!(first["boot"], second["boot"]);

@@ -1,4 +1,4 @@
-//! Seeds, and cloud-init with them.
+//! Seeds and cloud-init.
 
 mod debian;
 mod nocloud;

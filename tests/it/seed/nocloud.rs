@@ -1,4 +1,4 @@
-//! The NoCloud seed: what it says, byte for byte, and whether other programs read the CD as we mean it.
+//! The NoCloud seed: its content, byte for byte, and whether other programs read the CD correctly.
 
 use std::{
     collections::BTreeMap,
@@ -96,7 +96,7 @@ fn identity() -> Identity {
 
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGq op@desk";
 
-/// One VM for each shape a seed has, by the name of its golden file.
+/// One VM for each kind of seed, by the name of its golden file.
 fn cases() -> Vec<(&'static str, Vm)> {
     let simple = CloudInit {
         user: Some("op".into()),
@@ -156,7 +156,7 @@ fn cases() -> Vec<(&'static str, Vm)> {
 }
 
 #[test]
-fn the_documents_are_as_agreed() {
+fn documents_match_golden_files() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/seed");
     let bless = std::env::var_os("QVM_BLESS").is_some();
     let mut wrong = Vec::new();
@@ -181,20 +181,20 @@ fn the_documents_are_as_agreed() {
 }
 
 #[test]
-fn own_user_data_is_passed_through_untouched() {
+fn own_user_data_is_unchanged() {
     let (_, vm) = cases().into_iter().find(|(name, _)| *name == "own-user-data").unwrap();
     let given = vm.cloud_init.clone().unwrap().user_data.unwrap().bytes;
     assert_eq!(documents::documents(&vm, &identity()).unwrap().user_data, given);
 }
 
 #[test]
-fn without_the_table_there_is_no_seed() {
+fn no_table_means_no_seed() {
     assert_eq!(documents::documents(&vm(vec![nic("net", None)], None), &identity()), None);
 }
 
 #[test]
-fn a_mac_is_a_text_and_never_a_number() {
-    // 52:54:00:12:34:56 is an integer to base 60 in YAML 1.1.
+fn mac_is_a_yaml_string() {
+    // 52:54:00:12:34:56 is a base-60 integer in YAML 1.1.
     let vm = vm(vec![nic("net", Some("52:54:00:12:34:56"))], Some(CloudInit::default()));
     let text = documents::documents(&vm, &identity()).unwrap().network_config;
     assert!(text.contains("macaddress: \"52:54:00:12:34:56\"\n"), "{text}");
@@ -206,7 +206,7 @@ fn yaml(text: &str) -> Value {
 
 proptest! {
     #[test]
-    fn no_text_changes_what_the_documents_say(
+    fn no_text_changes_the_documents(
         hostname in any::<String>(),
         user in any::<String>(),
         keys in prop::collection::vec(any::<String>(), 0..4),
@@ -271,7 +271,7 @@ fn many_nics_read_back_as_written() {
     assert_eq!(nics["net"]["mtu"], Value::from(9000));
 }
 
-/// Whether a program is there; where it is not, the test says so, or fails if `QVM_TEST_REQUIRE` names it.
+/// Whether a program exists; if not, the test is skipped, or fails if `QVM_TEST_REQUIRE` names it.
 fn have(program: &str) -> bool {
     let there = std::env::var_os("PATH").is_some_and(|path| {
         std::env::split_paths(&path)
@@ -286,7 +286,7 @@ fn have(program: &str) -> bool {
     there
 }
 
-/// The seed of many NICs beside a file that takes some sectors, written to a directory.
+/// The seed of many NICs and a file of some sectors, written to a directory.
 fn written() -> (tempfile::TempDir, PathBuf, Vec<(String, Vec<u8>)>) {
     let (_, vm) = cases().into_iter().find(|(name, _)| *name == "many-nics").unwrap();
     let documents = documents::documents(&vm, &identity()).unwrap();
@@ -307,7 +307,7 @@ fn written() -> (tempfile::TempDir, PathBuf, Vec<(String, Vec<u8>)>) {
 }
 
 #[test]
-fn xorriso_extracts_what_was_written_by_rock_ridge_and_by_joliet() {
+fn xorriso_reads_rock_ridge_and_joliet() {
     if !have("xorriso") {
         return;
     }
@@ -325,7 +325,7 @@ fn xorriso_extracts_what_was_written_by_rock_ridge_and_by_joliet() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{tree}: {said}");
         assert!(said.contains("Volume id    : 'cidata'"), "{said}");
-        // Extracted with the modes of the image: 0500 and 0400 are this user's own to read.
+        // Extracted with the modes of the image: 0500 and 0400 are readable for this user.
         let found = std::fs::read_dir(&into).unwrap().count();
         assert_eq!(found, files.len(), "{tree}: {said}");
         for (name, content) in &files {
@@ -335,14 +335,14 @@ fn xorriso_extracts_what_was_written_by_rock_ridge_and_by_joliet() {
     }
 }
 
-/// A directory of mode 0500 cannot be emptied by a plain user.
+/// An unprivileged user cannot empty a directory of mode 0500.
 fn make_removable(directory: &Path) {
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700)).unwrap();
 }
 
 #[test]
-fn blkid_finds_the_label_that_cloud_init_looks_for() {
+fn blkid_finds_the_cloud_init_label() {
     if !have("blkid") {
         return;
     }
@@ -359,7 +359,7 @@ fn blkid_finds_the_label_that_cloud_init_looks_for() {
 }
 
 #[test]
-fn a_seed_is_small_and_the_same_every_time() {
+fn seed_is_small_and_reproducible() {
     for (name, vm) in cases() {
         let documents = documents::documents(&vm, &identity()).unwrap();
         let image = documents::image(&documents).unwrap();

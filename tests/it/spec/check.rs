@@ -1,5 +1,6 @@
-//! The reader of VM files, and `qvm check`. Every broken VM file is refused with exactly the message that stands beside it.
-//! `QVM_BLESS=1 cargo test --test it spec::check` writes the messages anew; read the difference before committing it.
+//! The reader of VM files, and `qvm check`. Every broken VM file is refused with exactly the
+//! message in the file beside it. `QVM_BLESS=1 cargo test --test it spec::check` rewrites the
+//! messages; review the difference before committing it.
 use std::{
     collections::BTreeSet,
     fs,
@@ -30,7 +31,7 @@ fn files(dir: &Path, suffix: &str) -> Vec<PathBuf> {
     files
 }
 
-/// What differs between two texts, line by line.
+/// The differences of two texts, line by line.
 fn difference(want: &str, got: &str) -> String {
     let (mut want, mut got) = (want.lines(), got.lines());
     let mut out = String::new();
@@ -47,7 +48,7 @@ fn difference(want: &str, got: &str) -> String {
 }
 
 #[test]
-fn every_bad_file_has_exactly_its_message() {
+fn each_bad_file_has_its_message() {
     let files = files(&bad(), ".toml");
     assert!(files.len() >= 45, "only {} files in tests/bad", files.len());
     let mut wrong = String::new();
@@ -67,10 +68,10 @@ fn every_bad_file_has_exactly_its_message() {
             wrong.push_str(&format!("{}:\n{}", beside.display(), difference(&want, &got)));
         }
     }
-    assert!(wrong.is_empty(), "QVM_BLESS=1 writes these messages anew:\n{wrong}");
+    assert!(wrong.is_empty(), "QVM_BLESS=1 rewrites these messages:\n{wrong}");
 }
 
-/// Reads a text as the VM `web` in `/etc/qvm/vms`; user-data is always the same.
+/// Reads a text as the VM `web` in `/etc/qvm/vms`; the user-data is always the same.
 fn read(text: &str) -> Result<Vm, Vec<Problem>> {
     read_as("web", text)
 }
@@ -85,7 +86,7 @@ fn shown(problems: Vec<Problem>) -> String {
 }
 
 #[test]
-fn every_example_is_good_and_short_and_says_why() {
+fn every_example_is_valid_and_short() {
     let files = files(&root().join("examples"), ".toml");
     assert!(files.len() >= 8, "only {} examples", files.len());
     let vms: Vec<Vm> = files
@@ -102,7 +103,7 @@ fn every_example_is_good_and_short_and_says_why() {
 }
 
 #[test]
-fn the_reference_knows_exactly_the_keys_that_the_reader_knows() {
+fn reference_has_exactly_the_reader_keys() {
     let text = fs::read_to_string(root().join("docs/reference/vm-file.md")).unwrap();
     let rows: Vec<Vec<&str>> = text
         .lines()
@@ -119,7 +120,7 @@ fn the_reference_knows_exactly_the_keys_that_the_reader_knows() {
 }
 
 #[test]
-fn every_block_of_the_reference_is_a_good_file() {
+fn every_block_of_the_reference_is_valid() {
     let text = fs::read_to_string(root().join("docs/reference/vm-file.md")).unwrap();
     let blocks: Vec<&str> =
         text.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
@@ -130,7 +131,7 @@ fn every_block_of_the_reference_is_a_good_file() {
 }
 
 #[test]
-fn the_flat_keys_are_shorthand_for_the_named_tables() {
+fn flat_keys_equal_named_tables() {
     let flat = read(
         "diskSizeG = 20\nbridge = \"br0\"\nmac = \"52:54:00:00:00:01\"\nip = \"10.0.0.2/24\"\n\
          gateway = \"10.0.0.1\"\ndns = [\"10.0.0.1\"]\n[image]\npath = \"x.qcow2\"\nclone = \"overlay\"\n",
@@ -153,7 +154,7 @@ fn the_flat_keys_are_shorthand_for_the_named_tables() {
 }
 
 #[test]
-fn what_is_not_written_has_its_default() {
+fn missing_keys_have_defaults() {
     let vm = read("vcpu = 1").unwrap();
     assert_eq!((vm.vcpu, vm.mem.to_string().as_str()), (1, "1G"));
     assert_eq!((vm.cpu_weight.get(), vm.shutdown_timeout.get()), (100, 120));
@@ -165,7 +166,7 @@ fn what_is_not_written_has_its_default() {
 }
 
 #[test]
-fn the_first_come_first_and_the_others_in_the_order_of_the_file() {
+fn tables_keep_the_order_of_the_file() {
     let vm = read(
         "[disk.zeta]\nsize = \"1G\"\n[disk.alpha]\nsize = \"1G\"\n[disk.root]\nbus = \"sata\"\n\
          [nic.zeta]\n[nic.net]\n[nic.alpha]\n",
@@ -178,7 +179,7 @@ fn the_first_come_first_and_the_others_in_the_order_of_the_file() {
 }
 
 #[test]
-fn a_net_is_there_unless_the_file_says_otherwise() {
+fn default_nic_is_net() {
     let nics = |text: &str| -> Vec<String> {
         read(text).unwrap().nics.iter().map(|nic| nic.name.to_string()).collect()
     };
@@ -189,7 +190,7 @@ fn a_net_is_there_unless_the_file_says_otherwise() {
 }
 
 #[test]
-fn names_of_taps_follow_from_those_of_vm_and_nic() {
+fn tap_names_derive_from_vm_and_nic() {
     let vm = read(
         "bridge = \"br0\"\n[nic.lan]\nbridge = \"br0\"\n[nic.x]\nbridge = \"br0\"\ntap = \"t\"\n",
     )
@@ -208,7 +209,7 @@ fn names_of_taps_follow_from_those_of_vm_and_nic() {
 }
 
 #[test]
-fn the_format_of_a_file_is_told_by_its_name_or_not_at_all() {
+fn format_follows_the_file_name() {
     for (keys, format) in [
         ("path = 'a.qcow2'", Format::Qcow2),
         ("path = 'a.raw'", Format::Raw),
@@ -225,7 +226,7 @@ fn the_format_of_a_file_is_told_by_its_name_or_not_at_all() {
 }
 
 #[test]
-fn odd_but_possible_paths_are_taken_as_they_are() {
+fn unusual_paths_are_accepted() {
     for name in ["a,b.qcow2", "a\"b.qcow2", "a b.qcow2", "ä.qcow2", "-a.qcow2", "a=b.qcow2"] {
         let vm = read(&format!("[disk.x]\npath = '{name}'")).unwrap();
         assert_eq!(vm.disks[1].source, Source::File(format!("/etc/qvm/vms/{name}").into()));
@@ -239,7 +240,7 @@ fn odd_but_possible_paths_are_taken_as_they_are() {
 }
 
 #[test]
-fn each_header_of_cloud_init_is_taken_and_yaml_only_where_it_must_be() {
+fn user_data_headers_are_accepted() {
     let check = |data: &str| {
         let data = data.as_bytes().to_vec();
         let name = "web".parse().unwrap();
@@ -273,7 +274,7 @@ fn each_header_of_cloud_init_is_taken_and_yaml_only_where_it_must_be() {
 }
 
 #[test]
-fn keys_of_ssh_are_taken_with_options_and_comments() {
+fn ssh_keys_with_options_are_accepted() {
     let key = "AAAAC3NzaC1lZDI1NTE5AAAAIJ5rJ3mUq0kT7m5S4m8xv0bq2vY1n6c3Zp9wQe7dR8sT";
     for line in [
         format!("ssh-ed25519 {key}"),
@@ -288,7 +289,7 @@ fn keys_of_ssh_are_taken_with_options_and_comments() {
 }
 
 #[test]
-fn a_secret_is_not_repeated_in_a_message() {
+fn messages_contain_no_secrets() {
     for text in [
         "[cloudInit]\npasswordHash = 'hunter2'",
         "[cloudInit]\npassword = 'hunter2'",
@@ -302,7 +303,7 @@ fn a_secret_is_not_repeated_in_a_message() {
 }
 
 #[test]
-fn problems_are_data_too() {
+fn problems_are_structured() {
     let problems = read("vcpu = 0\n[image]\npath = 'x'\nurl = 'ftp://x'\n").unwrap_err();
     let json = serde_json::to_value(&problems[0]).unwrap();
     assert_eq!(
@@ -317,13 +318,13 @@ fn problems_are_data_too() {
 }
 
 #[test]
-fn what_is_no_file_is_refused_without_being_opened() {
+fn special_files_are_not_opened() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     fs::create_dir(path("dir.toml")).unwrap();
     fs::write(path("large.toml"), vec![b'#'; 10 << 20]).unwrap();
     std::os::unix::fs::symlink("not-there.toml", path("dangling.toml")).unwrap();
-    // Whoever opened it would wait for ever.
+    // An open of the FIFO would block.
     nix::unistd::mkfifo(&path("pipe.toml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     for (name, message) in [
         ("dir.toml", "this is a directory, not a regular file"),
@@ -352,7 +353,7 @@ fn what_is_no_file_is_refused_without_being_opened() {
 }
 
 #[test]
-fn a_hostile_name_of_a_file_neither_breaks_the_line_nor_drives_the_terminal() {
+fn hostile_file_names_are_escaped() {
     for name in [
         "a\nb.toml",
         "\u{1b}[2J.toml",
@@ -374,7 +375,7 @@ fn a_hostile_name_of_a_file_neither_breaks_the_line_nor_drives_the_terminal() {
 }
 
 #[test]
-fn a_large_file_of_any_kind_is_refused_in_few_words() {
+fn large_files_are_refused_briefly() {
     let many =
         |count: usize, line: &dyn Fn(usize) -> String| (0..count).map(line).collect::<String>();
     for text in [
@@ -407,7 +408,7 @@ fn a_large_file_of_any_kind_is_refused_in_few_words() {
         many(30, &|nr| format!("a{}: &a{} [{}]\n", nr + 1, nr + 1, format!("*a{nr},").repeat(8)));
     assert!(user_data(format!("#cloud-config\na0: &a0 [x]\n{bomb}")).is_err());
     assert!(user_data(format!("#cloud-config\na:\n{}", "- ".repeat(300_000))).is_err());
-    // Deep brackets cannot be told from a script's lone ones; what counts is that this ends.
+    // Nested brackets look like those of a script; the test is that the reader ends.
     assert!(user_data(format!("#cloud-config\na: {}", "[".repeat(1_000_000))).is_ok());
 }
 
@@ -422,7 +423,7 @@ fn across_of(files: &[(&str, &str)]) -> Vec<String> {
 }
 
 #[test]
-fn two_vms_cannot_have_the_same() {
+fn unique_values_conflict_between_vms() {
     let pairs = [
         (
             "mac = '52:54:00:00:00:01'",
@@ -466,7 +467,7 @@ fn two_vms_cannot_have_the_same() {
 }
 
 #[test]
-fn the_order_has_no_circles_and_no_strangers() {
+fn after_has_no_cycles_and_unknown_vms() {
     assert_eq!(
         across_of(&[("a", "after = ['b', 'broken']"), ("b", "after = ['c']"), ("c", "vcpu = 1")]),
         [""; 0]
@@ -516,7 +517,7 @@ fn run(files: &[(&str, &str)], what: &[&str], json: bool) -> (u8, String, String
 }
 
 #[test]
-fn check_takes_names_and_files_and_tells_by_its_exit_code() {
+fn check_accepts_names_and_files() {
     let files = [("web.toml", "vcpu = 2\nafter = ['db']"), ("db.toml", "vcpu = 0")];
     let bad = "error: vms/db.toml:1:8: vcpu: 0 is out of range: the range is 1 to 255\n 1 | vcpu = 0\n   |        ^\n";
     let both = (78, "web: ok\n".to_owned(), bad.to_owned());
@@ -536,13 +537,13 @@ fn check_takes_names_and_files_and_tells_by_its_exit_code() {
 }
 
 #[test]
-fn check_reads_the_hosts_settings_too() {
+fn check_reads_host_settings() {
     let good = [("web.toml", "vcpu = 2"), ("../qvm.toml", "admission = 'off'")];
     let both = (0, "the host settings: ok\nweb: ok\n".into(), String::new());
     assert_eq!(run(&good, &[], false), both);
     assert_eq!(run(&good, &["web"], false), (0, "web: ok\n".into(), String::new()));
     assert_eq!(run(&good, &["HERE/qvm.toml", "web"], false), both);
-    // A VM may be called so.
+    // A valid name of a VM.
     let vm = [("qvm.toml", "vcpu = 2")];
     assert_eq!(run(&vm, &[], false), (0, "qvm: ok\n".into(), String::new()));
     let bad = [("../qvm.toml", "admission = true")];
@@ -555,7 +556,7 @@ fn check_reads_the_hosts_settings_too() {
 }
 
 #[test]
-fn check_sees_the_others_of_the_directory_and_blames_the_file_it_was_asked_about() {
+fn check_compares_with_other_files() {
     let files = [("a.toml", "forward = ['80:80']"), ("b.toml", "forward = ['80:81']")];
     for (asked, other) in [("a", "b"), ("b", "a")] {
         let (code, out, err) = run(&files, &[asked], false);
@@ -572,7 +573,7 @@ fn check_sees_the_others_of_the_directory_and_blames_the_file_it_was_asked_about
 }
 
 #[test]
-fn check_prints_json_alone() {
+fn check_prints_only_json() {
     let (code, out, err) = run(&[("db.toml", "vcpu = 0\nx = 1")], &["db", "gone"], true);
     assert_eq!((code, err.as_str()), (78, ""));
     let problems: Vec<serde_json::Value> = serde_json::from_str(&out).unwrap();
@@ -588,7 +589,7 @@ fn check_prints_json_alone() {
     assert_eq!(run(&[("db.toml", "vcpu = 1")], &[], true), (0, "[]\n".into(), String::new()));
 }
 
-/// Text that is nearly a VM file: its lines are those of real ones, mixed and mutilated.
+/// Text similar to a VM file: lines of real ones, mixed and changed.
 fn nearly() -> impl Strategy<Value = String> {
     let lines: Vec<String> = files(&bad(), ".toml")
         .into_iter()
@@ -633,12 +634,12 @@ fn holds(text: &str) -> Result<(), TestCaseError> {
 
 proptest! {
     #[test]
-    fn no_text_panics_and_every_problem_is_within_it(text in "\\PC{0,200}|[ -~\n\r\t]{0,200}") {
+    fn no_text_panics(text in "\\PC{0,200}|[ -~\n\r\t]{0,200}") {
         holds(&text)?;
     }
 
     #[test]
-    fn no_file_gone_wrong_panics_and_every_problem_is_within_it(text in nearly()) {
+    fn no_mutated_file_panics(text in nearly()) {
         holds(&text)?;
     }
 }

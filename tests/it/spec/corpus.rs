@@ -1,4 +1,5 @@
-//! What a fuzzer found once, and real inputs, are held to the same checks again: `fuzz/corpus`, on the compiler that everybody has.
+//! The checks of the fuzz targets on earlier findings and real inputs (`fuzz/corpus`), with a
+//! stable compiler.
 #[path = "../../../fuzz/checks/mod.rs"]
 mod checks;
 
@@ -9,10 +10,10 @@ use std::{
     sync::Mutex,
 };
 
-/// What panicked, also on threads and in tasks that nobody asks for their end.
+/// The panics, including those of threads and tasks that are not joined.
 static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// The most that a target's inputs may be: these are to be read by people, and by every test.
+/// The maximum number of inputs of a target: every test runs them, and people read them.
 const MOST_FILES: usize = 100;
 const MOST_BYTES: u64 = 200 << 10;
 
@@ -28,7 +29,7 @@ fn repository() -> &'static Path {
 }
 
 #[test]
-fn no_input_breaks_its_check_again() {
+fn corpus_passes_its_checks() {
     let before = panic::take_hook();
     panic::set_hook(Box::new(move |about| {
         PANICS.lock().unwrap().push(about.to_string());

@@ -1,5 +1,5 @@
-//! Whether a VM may start: memory that is there or is not, and turns on a host that is pressed; on real QEMU, on a host whose
-//! /proc/meminfo and /proc/pressure are files of the test, in a mount namespace of each `qvm`.
+//! Admission of starts: by memory, and by turns on a host under pressure; on real QEMU, with
+//! /proc/meminfo and /proc/pressure from files of the test, in a mount namespace of each `qvm`.
 
 use std::{
     fs,
@@ -15,10 +15,10 @@ use crate::lab::{LONG, Lab, guest, notes_of, required, runs, signal, until, unti
 
 const SIGINT: i32 = 2;
 const SIGKILL: i32 = 9;
-/// What a VM of 64 MiB may take: 64 and 0.25 and 48 MiB.
+/// The memory of a VM of 64 MiB: 64 and 0.25 and 48 MiB.
 const ONE: u64 = (64 << 10) + 256 + (48 << 10);
 
-/// A host as the test tells it.
+/// A host with fake memory and pressure.
 struct Host {
     lab: Lab,
     dir: PathBuf,
@@ -27,7 +27,8 @@ struct Host {
 }
 
 impl Host {
-    /// With room for so many VMs, long after its boot, and quiet; `None` where there can be none and none is required.
+    /// Memory for this number of VMs, long after the boot, and no pressure; `None` if the host is
+    /// impossible and not required.
     fn new(room: u64, settings: &str) -> Option<Self> {
         let image = guest("boot.qcow2")?;
         let lab = Lab::new();
@@ -68,7 +69,7 @@ impl Host {
         }
     }
 
-    /// In place: it is the file itself that is mounted.
+    /// In place, because the file itself is mounted.
     fn tell(&self, file: &str, text: &str) {
         fs::write(self.dir.join(file), text).unwrap();
     }
@@ -101,7 +102,7 @@ impl Host {
         command
     }
 
-    /// `qvm run NAME` beside the test.
+    /// Runs `qvm run NAME` in parallel.
     fn run(&mut self, name: &str) -> usize {
         let log = fs::File::create(self.lab.log_path(name)).unwrap();
         self.children.push(self.command(&["run", name]).stderr(log).spawn().unwrap());
@@ -177,18 +178,18 @@ fn what_the_host_has_no_memory_for_is_refused_with_the_sums() {
         (&status["state"], &status["lastStop"]["reason"]),
         (&"failed".into(), &"start-failed".into())
     );
-    // Nothing was made for it, and nothing is kept from the others.
+    // Nothing was created for it, and no memory is reserved.
     assert!(!host.lab.state("c", "root.qcow2").exists());
     assert_eq!(host.reserved(), ["a", "b"]);
     host.lab.ok(&["stop", "a"]);
     assert_eq!(host.reserved(), ["b"]);
     assert!(host.command(&["start", "c"]).status().unwrap().success());
-    // One that is larger than the host is not told to wait for others.
+    // A VM that is larger than the host gets no hint to wait for others.
     host.lab.vm("huge", &host.image, "mem = \"4G\"\n");
     let output = host.command(&["start", "huge"]).output().unwrap();
     let refusal = host.lab.refusal(&output).without_log();
     refusal.is(ErrorCode::NoMemory, 69).golden("start", "no-memory-at-all");
-    // The settings of another host, or none that can be read.
+    // The settings of another host, and unreadable ones.
     host.settings("admission = \"of\"\n");
     let output = host.command(&["start", "huge"]).output().unwrap();
     assert_eq!(output.status.code(), Some(78));
@@ -197,12 +198,13 @@ fn what_the_host_has_no_memory_for_is_refused_with_the_sums() {
     assert!(host.command(&["start", "d"]).status().unwrap().success());
 }
 
-/// flock(2) takes any descriptor, so that the group, which may read the directories, could keep VMs from starting and being ended.
+/// flock(2) accepts any descriptor, so the group, which may read the directories, could block
+/// starts and stops.
 #[test]
-fn no_lock_can_be_opened_by_who_may_only_read() {
+fn readers_cannot_open_locks() {
     let Some(mut host) = Host::new(9, "") else { return };
     let runtime = host.lab.runtime("", "");
-    // As an earlier version made it.
+    // As created by an earlier version.
     let made_wide = runtime.join(".admission.lock");
     fs::create_dir_all(&runtime).unwrap();
     fs::write(&made_wide, "").unwrap();
@@ -233,7 +235,7 @@ fn no_lock_can_be_opened_by_who_may_only_read() {
 }
 
 #[test]
-fn who_waits_for_memory_says_so_is_woken_and_can_be_told_to_stop() {
+fn waiting_start_is_woken_and_cancelable() {
     let Some(mut host) = Host::new(1, "admission = \"wait\"") else { return };
     for name in ["a", "b", "c", "d"] {
         host.vm(name);
@@ -245,12 +247,12 @@ fn who_waits_for_memory_says_so_is_woken_and_can_be_told_to_stop() {
         host.waits(name, "memory: it may take 112.2 MiB, and 0 MiB are left");
     }
     assert_eq!(host.reserved(), ["a"]);
-    // Each way of calling it off, at once.
+    // Each kind of cancellation takes effect immediately.
     host.lab.ok(&["stop", "c"]);
     assert_eq!(host.exit_code(c), Some(0), "{}", host.lab.log("c"));
     signal(host.children[d].id().cast_signed(), SIGINT);
     assert_eq!(host.exit_code(d), Some(0), "{}", host.lab.log("d"));
-    // A guest's end wakes whoever waits: long before it would look by itself.
+    // The end of a guest wakes waiting starts long before their next check.
     host.lab.ok(&["kill", "a"]);
     let output = by_hand.wait_with_output().unwrap();
     assert_eq!(
@@ -258,7 +260,7 @@ fn who_waits_for_memory_says_so_is_woken_and_can_be_told_to_stop() {
         "b: waits for memory: it may take 112.2 MiB, and 0 MiB are left: of 112.2 MiB the host keeps 0 MiB, and 1 VM may take \
          112.2 MiB\nb: running\n"
     );
-    // And so does another mind.
+    // A change of the settings wakes them too.
     let d = host.run("d");
     host.waits("d", "memory");
     host.settings("admission = \"refuse\"\n");
@@ -271,7 +273,7 @@ fn who_waits_for_memory_says_so_is_woken_and_can_be_told_to_stop() {
 }
 
 #[test]
-fn of_many_at_once_no_more_start_than_there_is_room_for() {
+fn parallel_starts_do_not_exceed_memory() {
     let Some(mut host) = Host::new(2, "") else { return };
     let names = ["a", "b", "c", "d", "e", "f"];
     for name in names {
@@ -295,7 +297,7 @@ fn of_many_at_once_no_more_start_than_there_is_room_for() {
 }
 
 #[test]
-fn a_guest_that_runs_is_taken_over_whatever_there_is_of_memory() {
+fn adoption_needs_no_admission() {
     let Some(mut host) = Host::new(1, "") else { return };
     host.vm("a");
     host.vm("b");
@@ -304,7 +306,8 @@ fn a_guest_that_runs_is_taken_over_whatever_there_is_of_memory() {
     let qemu = host.lab.qemu_pid("a");
     signal(host.children[a].id().cast_signed(), SIGKILL);
     assert_eq!(host.exit_code(a), None);
-    // Without a supervisor it still has what it was given; also by what an earlier version kept of it.
+    // Without a supervisor, QEMU still has its memory, also with a run record of an earlier
+    // version.
     for forgets in [false, true] {
         if forgets {
             fs::remove_file(host.lab.runtime(".memory", "a")).unwrap();
@@ -318,13 +321,13 @@ fn a_guest_that_runs_is_taken_over_whatever_there_is_of_memory() {
     until("it is taken over", || host.lab.log("a").contains("taken over"));
     assert_eq!(host.lab.qemu_pid("a"), qemu);
     assert_eq!(host.reserved(), ["a"]);
-    // A state that was saved is not lost when there is no room to go on from it.
+    // A saved state is not lost if there is no memory to restore it.
     host.lab.ok(&["suspend", "a"]);
     assert_eq!(host.reserved(), Vec::<String>::new());
     let again = host.run("a");
     assert_eq!(host.exit_code(again), Some(69), "{}", host.lab.log("a"));
     assert!(host.lab.state("a", "saved.state").exists());
-    // Whoever is killed with its QEMU keeps nothing.
+    // A supervisor that is killed with its QEMU reserves nothing.
     host.memory(ONE);
     host.settings("reserveMem = 0\n");
     let again = host.run("a");
@@ -340,10 +343,10 @@ fn a_guest_that_runs_is_taken_over_whatever_there_is_of_memory() {
 }
 
 #[test]
-fn a_guests_reboot_is_no_start() {
+fn guest_reboot_needs_no_admission() {
     let Some(mut host) = Host::new(1, "") else { return };
     host.vm("a");
-    // More than there is, from the next reboot on.
+    // More memory than available, after the next reboot.
     let file = host.lab.file("a");
     let now = fs::read_to_string(&file).unwrap();
     let later = now.replace("64M", "80M");
@@ -363,7 +366,7 @@ fn a_guests_reboot_is_no_start() {
 }
 
 #[test]
-fn by_hand_a_start_does_not_wait_for_a_pressed_host() {
+fn manual_start_ignores_pressure() {
     let Some(host) = Host::new(9, "") else { return };
     host.vm("a");
     host.pressure(99.0);
@@ -372,7 +375,7 @@ fn by_hand_a_start_does_not_wait_for_a_pressed_host() {
 }
 
 #[test]
-fn vms_that_start_together_wait_until_the_host_is_not_pressed_any_more() {
+fn pressure_delays_parallel_starts() {
     let Some(mut host) = Host::new(9, "") else { return };
     let names = ["a", "b"];
     for name in names {
@@ -397,7 +400,7 @@ fn vms_that_start_together_wait_until_the_host_is_not_pressed_any_more() {
 }
 
 #[test]
-fn a_kernel_without_accounts_of_pressure_delays_nobody() {
+fn kernel_without_psi_delays_no_start() {
     let Some(mut host) = Host::new(9, "") else { return };
     fs::remove_dir_all(host.dir.join("pressure")).unwrap();
     fs::create_dir(host.dir.join("pressure")).unwrap();
@@ -414,7 +417,7 @@ fn a_kernel_without_accounts_of_pressure_delays_nobody() {
 
 #[test]
 #[ignore = "make test-faults"]
-fn pressure_that_never_falls_delays_each_start_and_prevents_none() {
+fn lasting_pressure_prevents_no_start() {
     let Some(mut host) = Host::new(9, "") else { return };
     let names = ["a", "b", "c", "d", "e"];
     host.another_starts();
@@ -430,7 +433,7 @@ fn pressure_that_never_falls_delays_each_start_and_prevents_none() {
     at.sort();
     for pair in at.windows(2) {
         let apart = Duration::try_from(pair[1].duration_since(pair[0])).unwrap();
-        // A turn is 5 s, and 2 s more until the next one begins.
+        // A turn is 5 s, and the next one begins 2 s later.
         assert!(apart >= Duration::from_secs(4), "{apart:?}");
     }
     println!("5 starts under pressure: {:?}", at[4].duration_since(at[0]));

@@ -1,5 +1,5 @@
-//! Files that several processes write at once, or that a process leaves half-written: nothing is lost, and no other program sees a
-//! file that is not finished. On real QEMU.
+//! Files with several writers or an interrupted writer: nothing is lost, and no other program sees
+//! an incomplete file. On real QEMU.
 
 use std::{
     ffi::OsStr,
@@ -46,7 +46,7 @@ impl Progress for Quiet {
     fn note(&mut self, _: &str) {}
 }
 
-/// A server of these bytes as `disk.img`, with a list of checksums.
+/// A server with these bytes as `disk.img`, with a checksum file.
 fn server(bytes: Vec<u8>) -> Server {
     let sums = format!("{}  disk.img\n", sha256(&bytes).hex());
     Server::start(move |asked, reply| match asked.path.as_str() {
@@ -70,7 +70,7 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn eight_first_starts_share_one_list_of_checksums() {
+fn eight_starts_share_a_checksum_file() {
     const VMS: usize = 8;
     let bytes: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
     let server = server(bytes.clone());
@@ -110,7 +110,7 @@ fn eight_first_starts_share_one_list_of_checksums() {
 }
 
 #[test]
-fn eight_vms_of_one_address_start_at_once() {
+fn eight_vms_get_different_addresses() {
     let Some(image) = guest("boot.qcow2") else { return };
     let server = server(fs::read(image).unwrap());
     let lab = Lab::new();
@@ -140,7 +140,7 @@ fn eight_vms_of_one_address_start_at_once() {
     assert_eq!(left.len(), 3, "{left:?}");
 }
 
-/// `qvm` that is killed instead of one of these system calls; `None` without strace(1).
+/// Runs `qvm`, which is killed instead of one of these system calls; `None` without strace(1).
 fn killed_at(lab: &Lab, calls: &str, arguments: &[&str]) -> Option<()> {
     let qvm = lab.command(arguments);
     let mut strace = Command::new("strace");
@@ -164,7 +164,7 @@ fn killed_at(lab: &Lab, calls: &str, arguments: &[&str]) -> Option<()> {
     Some(())
 }
 
-/// Every name that a file got in a directory, since this was begun.
+/// All names that files got in a directory since the beginning.
 struct Watched {
     fd: std::os::fd::OwnedFd,
 }
@@ -190,7 +190,7 @@ impl Watched {
 }
 
 #[test]
-fn a_collector_sees_one_file_of_metrics() {
+fn collector_reads_one_metrics_file() {
     let lab = Lab::new();
     let dir = lab.path().join("textfile");
     fs::create_dir(&dir).unwrap();
@@ -210,7 +210,8 @@ fn a_collector_sees_one_file_of_metrics() {
     assert_eq!(names(&dir), ["qvm.prom"]);
     assert_eq!(output.metadata().unwrap().permissions().mode() & 0o777, 0o644);
 
-    // Killed before the rename: what is left is no file of the collector's, and goes with the next run.
+    // Killed before the rename: the temporary file is ignored by the collector, and removed by the
+    // next run.
     if killed_at(&lab, "rename,renameat,renameat2", &write).is_none() {
         return;
     }
@@ -222,7 +223,7 @@ fn a_collector_sees_one_file_of_metrics() {
     assert_eq!(names(&dir), ["qvm.prom"]);
 }
 
-/// Whoever holds the lock of all identities, as an earlier version does: without a pid in the file.
+/// Holds the lock of all identities like an earlier version, without a PID in the file.
 fn hold_identities(lab: &Lab) -> fs::File {
     let state = lab.path().join("s");
     fs::create_dir_all(&state).unwrap();
@@ -232,7 +233,7 @@ fn hold_identities(lab: &Lab) -> fs::File {
 }
 
 #[test]
-fn a_held_identity_lock_keeps_no_stop() {
+fn held_identity_lock_prevents_no_stop() {
     let Some(image) = guest("boot.qcow2") else { return };
     let mut lab = Lab::new();
     lab.vm("web", &image, "");
@@ -240,7 +241,7 @@ fn a_held_identity_lock_keeps_no_stop() {
     let holder = format!("waiting for process {}", std::process::id());
     for how in ["stop", "SIGTERM"] {
         let one = lab.run("web");
-        until("it waits, and says for whom", || lab.log("web").contains(&holder));
+        until("it waits, and names the holder", || lab.log("web").contains(&holder));
         match how {
             "stop" => drop(lab.ok(&["stop", "web"])),
             _ => signal(lab.supervisor(one).id().cast_signed(), SIGTERM),
@@ -256,7 +257,7 @@ fn a_held_identity_lock_keeps_no_stop() {
 }
 
 #[test]
-fn a_held_identity_lock_is_a_host_fault() {
+fn held_identity_lock_fails_the_start() {
     let Some(image) = guest("boot.qcow2") else { return };
     let mut lab = Lab::new();
     lab.vm("web", &image, "[cloudInit]\n");
@@ -267,7 +268,7 @@ fn a_held_identity_lock_is_a_host_fault() {
     let refusal = lab.refusal_in(&lab.log("web"), 75).without_log().masked(&holder, "process N");
     refusal.is(ErrorCode::IdentityLocked, 75).golden("start", "identity-locked");
     drop(held);
-    // So does a reseed.
+    // A reseed too.
     lab.ok(&["start", "web"]);
     let held = hold_identities(&lab);
     let refusal = lab.refused(&["reseed", "web"]).without_log().masked(&holder, "process N");
@@ -278,7 +279,7 @@ fn a_held_identity_lock_is_a_host_fault() {
 }
 
 #[test]
-fn a_reseed_and_a_new_nic_lose_nothing_of_each_other() {
+fn reseed_and_new_nic_are_both_kept() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "[cloudInit]\n[nic.first]\n");
@@ -318,7 +319,7 @@ fn a_reseed_and_a_new_nic_lose_nothing_of_each_other() {
     lab.ok(&["kill", "web"]);
 }
 
-/// A program that is QEMU for all questions, and else runs `script`.
+/// A program that answers like QEMU, and otherwise runs `script`.
 fn other_qemu(lab: &mut Lab, script: &str) {
     let qemu = lab.path().join("qemu");
     let text = format!(
@@ -330,7 +331,7 @@ fn other_qemu(lab: &mut Lab, script: &str) {
 }
 
 #[test]
-fn a_canceled_launch_keeps_its_record_until_qemu_is_gone() {
+fn canceled_launch_keeps_record_until_exit() {
     let Some(image) = guest("boot.qcow2") else { return };
     let mut lab = Lab::new();
     // It never answers on its monitor.
@@ -345,7 +346,8 @@ fn a_canceled_launch_keeps_its_record_until_qemu_is_gone() {
         }
     });
     let qemu = Pid::from_raw(lab.qemu_pid("web"));
-    // A traced process that is killed stops on its way out: as one that waits for its storage, it is not gone.
+    // A traced process stops when it is killed: like one that waits for its storage, it has not
+    // exited.
     if let Err(error) = ptrace::seize(qemu, ptrace::Options::PTRACE_O_TRACEEXIT) {
         println!("skipped: no ptrace: {error}");
         return;
@@ -389,7 +391,7 @@ fn stop_during_adoption_leaves_silent_qemu() {
     assert_eq!(lab.exit_code(three), Some(0));
 }
 
-/// Asks a supervisor over its control socket.
+/// Calls a supervisor over its control socket.
 fn ask(lab: &Lab, command: Asked) -> (Result<(), String>, Option<Status>) {
     let socket = lab.runtime("web", "control.sock");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -401,7 +403,7 @@ fn ask(lab: &Lab, command: Asked) -> (Result<(), String>, Option<Status>) {
 }
 
 #[test]
-fn a_refused_memory_target_is_none() {
+fn refused_memory_target_is_not_recorded() {
     let Some(image) = guest("boot.qcow2") else { return };
     let mut lab = Lab::new();
     // Without a balloon, QEMU refuses; another device has its name.

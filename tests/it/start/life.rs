@@ -1,4 +1,4 @@
-//! The life of a VM on real QEMU with the boot-sector guest: every way in, every way out.
+//! Starts, states and ends of a VM on real QEMU with the boot-sector guest.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ const SIGHUP: i32 = 1;
 const SIGSTOP: i32 = 19;
 const SIGCONT: i32 = 18;
 
-/// A lab with one VM that runs and has said that it is ready.
+/// A lab with a running VM whose guest has booted.
 fn ready(name: &str, image: &str, more: &str) -> Option<(Lab, usize)> {
     let image = guest(image)?;
     let mut lab = Lab::new();
@@ -38,7 +38,7 @@ fn nothing_left(lab: &Lab, name: &str, qemu: i32) {
 }
 
 #[test]
-fn a_clean_stop_by_sigterm() {
+fn sigterm_is_a_clean_stop() {
     let Some((mut lab, one)) = ready("web", "boot.qcow2", "") else { return };
     let qemu = lab.qemu_pid("web");
     let pid = lab.supervisor(one).id().cast_signed();
@@ -50,11 +50,11 @@ fn a_clean_stop_by_sigterm() {
 }
 
 #[test]
-fn start_status_stop_by_the_command_line() {
+fn start_status_and_stop() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "cpuWeight = 200");
-    // Notes follow where the host cannot give all of it, such as cgroup v2.
+    // Notes follow if the host lacks something, such as cgroup v2.
     assert!(lab.ok(&["start", "web"]).starts_with("web: running\n"));
     let status = lab.status("web");
     assert_eq!(status["state"], "running");
@@ -70,7 +70,7 @@ fn start_status_stop_by_the_command_line() {
 }
 
 #[test]
-fn a_deaf_guest_is_forced_off_at_its_deadline() {
+fn unresponsive_guest_is_forced_off() {
     let Some((mut lab, one)) = ready("web", "boot-deaf.qcow2", "shutdownTimeoutSec = 2") else {
         return;
     };
@@ -81,7 +81,7 @@ fn a_deaf_guest_is_forced_off_at_its_deadline() {
 }
 
 #[test]
-fn a_second_sigterm_forces_a_deaf_guest_off_at_once() {
+fn second_sigterm_forces_off() {
     let Some((mut lab, one)) = ready("web", "boot-deaf.qcow2", "shutdownTimeoutSec = 3600") else {
         return;
     };
@@ -94,12 +94,12 @@ fn a_second_sigterm_forces_a_deaf_guest_off_at_once() {
 }
 
 #[test]
-fn a_qemu_that_does_not_quit_is_killed() {
+fn hung_qemu_is_killed() {
     let Some((mut lab, one)) = ready("web", "boot-deaf.qcow2", "shutdownTimeoutSec = 1") else {
         return;
     };
     let qemu = lab.qemu_pid("web");
-    // SIGSTOP: neither `quit` nor SIGTERM reaches it any more.
+    // SIGSTOP: neither `quit` nor SIGTERM has an effect.
     signal(qemu, 19);
     signal(lab.supervisor(one).id().cast_signed(), SIGTERM);
     assert_eq!(lab.exit_code(one), Some(0));
@@ -108,7 +108,7 @@ fn a_qemu_that_does_not_quit_is_killed() {
 }
 
 #[test]
-fn a_guest_that_powers_itself_off_stays_off() {
+fn powered_off_guest_stays_off() {
     let Some((mut lab, one)) = ready("web", "boot.qcow2", "") else { return };
     lab.types("web", b"p");
     assert_eq!(lab.exit_code(one), Some(0));
@@ -116,7 +116,7 @@ fn a_guest_that_powers_itself_off_stays_off() {
 }
 
 #[test]
-fn a_guest_that_reboots_goes_on_in_the_same_qemu() {
+fn guest_reboot_keeps_the_qemu() {
     let Some((lab, _)) = ready("web", "boot.qcow2", "") else { return };
     let qemu = lab.qemu_pid("web");
     lab.types("web", b"r");
@@ -126,7 +126,7 @@ fn a_guest_that_reboots_goes_on_in_the_same_qemu() {
 }
 
 #[test]
-fn a_guest_that_reboots_with_changes_pending_gets_a_new_qemu() {
+fn guest_reboot_with_changes_relaunches() {
     let Some((mut lab, one)) = ready("web", "boot.qcow2", "") else { return };
     let qemu = lab.qemu_pid("web");
     let text = std::fs::read_to_string(lab.file("web")).unwrap();
@@ -147,7 +147,7 @@ fn a_guest_that_reboots_with_changes_pending_gets_a_new_qemu() {
 }
 
 #[test]
-fn a_panic_does_what_the_file_says() {
+fn panic_follows_on_panic() {
     for (policy, code) in [("restart", Some(1)), ("stop", Some(0)), ("pause", None)] {
         let more = format!("onPanic = \"{policy}\"");
         let Some((mut lab, one)) = ready("web", "boot.qcow2", &more) else { return };
@@ -164,7 +164,7 @@ fn a_panic_does_what_the_file_says() {
 }
 
 #[test]
-fn a_qemu_that_is_killed_is_a_failure_with_the_consoles_last_words() {
+fn killed_qemu_is_a_failure_with_console() {
     let Some((mut lab, one)) = ready("web", "boot.qcow2", "") else { return };
     signal(lab.qemu_pid("web"), SIGKILL);
     assert_eq!(lab.exit_code(one), Some(1));
@@ -184,7 +184,7 @@ fn counter(lab: &Lab) -> u64 {
 }
 
 #[test]
-fn a_killed_supervisor_is_replaced_and_the_guest_does_not_notice() {
+fn killed_supervisor_is_replaced() {
     let Some((mut lab, one)) = ready("web", "boot.qcow2", "") else { return };
     lab.types("web", b"c");
     until("it counts", || counter(&lab) > 3);
@@ -196,7 +196,7 @@ fn a_killed_supervisor_is_replaced_and_the_guest_does_not_notice() {
     let two = lab.run("web");
     lab.wait_state("web", "running");
     assert_eq!(lab.qemu_pid("web"), qemu);
-    until("it goes on counting", || counter(&lab) > before + 5);
+    until("it continues counting", || counter(&lab) > before + 5);
     assert_eq!(lab.console("web").matches("BOOT-GUEST-READY").count(), 1);
     signal(lab.supervisor(two).id().cast_signed(), SIGTERM);
     assert_eq!(lab.exit_code(two), Some(0));
@@ -204,7 +204,7 @@ fn a_killed_supervisor_is_replaced_and_the_guest_does_not_notice() {
 }
 
 #[test]
-fn a_re_execution_keeps_the_pid_the_lock_and_the_guest() {
+fn reexec_keeps_pid_lock_and_guest() {
     let Some((mut lab, one)) = ready("web", "boot.qcow2", "") else { return };
     lab.types("web", b"c");
     until("it counts", || counter(&lab) > 3);
@@ -215,16 +215,16 @@ fn a_re_execution_keeps_the_pid_the_lock_and_the_guest() {
     lab.wait_state("web", "running");
     assert_eq!(lab.status("web")["supervisorPid"], pid);
     assert_eq!(lab.qemu_pid("web"), qemu);
-    until("it goes on counting", || counter(&lab) > before + 5);
+    until("it continues counting", || counter(&lab) > before + 5);
     let second = lab.qvm(&["run", "web"]);
     lab.refusal(&second).is(ErrorCode::AlreadySupervised, 1);
     signal(pid.cast_signed(), SIGTERM);
     assert_eq!(lab.exit_code(one), Some(0));
 }
 
-/// Code 1 would have the unit's ExecStopPost= end the guest.
+/// Exit code 1 would make the unit's ExecStopPost= end the guest.
 #[test]
-fn program_that_cannot_be_executed_spares_qemu() {
+fn failed_reexec_keeps_qemu() {
     let Some(image) = guest("boot.qcow2") else { return };
     let mut lab = Lab::new();
     let program = lab.copy_program();
@@ -245,9 +245,9 @@ fn program_that_cannot_be_executed_spares_qemu() {
     assert_eq!(lab.exit_code(two), Some(0));
 }
 
-/// The same for a control socket that cannot be made.
+/// The same if the control socket cannot be created.
 #[test]
-fn control_socket_that_cannot_be_made_spares_qemu() {
+fn missing_control_socket_keeps_qemu() {
     let Some((mut lab, one)) = ready("web", "boot.qcow2", "") else { return };
     let qemu = lab.qemu_pid("web");
     lab.supervisor(one).kill().unwrap();
@@ -267,19 +267,19 @@ fn control_socket_that_cannot_be_made_spares_qemu() {
 }
 
 #[test]
-fn a_guest_that_powered_off_while_nobody_watched_is_seen_on_adoption() {
+fn earlier_power_off_is_adopted() {
     let Some((mut lab, one)) = ready("web", "boot.qcow2", "") else { return };
     let qemu = lab.qemu_pid("web");
     lab.types("web", b"c");
     lab.supervisor(one).kill().unwrap();
     lab.supervisor(one).wait().unwrap();
-    // Nobody is there to pass a key on, so it is said to the serial socket itself.
+    // No supervisor passes the key on, so the test writes to the serial socket.
     let mut serial =
         std::os::unix::net::UnixStream::connect(lab.runtime("web", "serial.sock")).unwrap();
     std::io::Write::write_all(&mut serial, b"p").unwrap();
     serial.set_read_timeout(Some(crate::lab::LONG)).unwrap();
     let (mut said, mut buffer) = (vec![], [0; 4096]);
-    // The word may come in two pieces.
+    // The text may arrive in two parts.
     until("it powers off", || {
         let count = std::io::Read::read(&mut serial, &mut buffer).unwrap();
         said.extend_from_slice(&buffer[..count]);
@@ -294,7 +294,7 @@ fn a_guest_that_powered_off_while_nobody_watched_is_seen_on_adoption() {
 }
 
 #[test]
-fn of_two_starts_at_once_one_loses_and_names_the_winner() {
+fn second_parallel_start_is_refused() {
     let Some((mut lab, one)) = ready("web", "boot.qcow2", "") else { return };
     let winner = lab.supervisor(one).id();
     let loser = lab.qvm(&["run", "web"]);
@@ -305,7 +305,7 @@ fn of_two_starts_at_once_one_loses_and_names_the_winner() {
 }
 
 #[test]
-fn a_start_behind_a_stop_waits_until_the_vm_is_down() {
+fn start_waits_for_a_running_stop() {
     let Some((mut lab, one)) = ready("web", "boot-deaf.qcow2", "") else { return };
     let (qemu, supervisor) = (lab.qemu_pid("web"), lab.supervisor(one).id().cast_signed());
     lab.ok(&["stop", "--no-wait", "web"]);
@@ -313,7 +313,7 @@ fn a_start_behind_a_stop_waits_until_the_vm_is_down() {
     let mut start = start.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut said = BufReader::new(start.stdout.take().unwrap()).lines();
     assert_eq!(said.next().unwrap().unwrap(), "web: waits until it is down");
-    // One that is silent for longer than anybody waits for an answer still goes down.
+    // A QEMU that is silent for longer than any time limit still ends.
     signal(supervisor, SIGSTOP);
     std::thread::sleep(Duration::from_secs(3));
     signal(supervisor, SIGCONT);
@@ -324,13 +324,13 @@ fn a_start_behind_a_stop_waits_until_the_vm_is_down() {
 }
 
 #[test]
-fn a_start_right_behind_an_end_gets_a_new_guest() {
+fn start_after_an_end_boots_again() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "");
     lab.ok(&["start", "web"]);
     lab.says("web", "BOOT-GUEST-READY", 1);
-    // Whichever of its last steps the supervisor has come to by then.
+    // At any of the last steps of the supervisor.
     for round in 0..8 {
         let qemu = lab.qemu_pid("web");
         match round % 2 {
@@ -348,7 +348,7 @@ fn a_start_right_behind_an_end_gets_a_new_guest() {
 }
 
 #[test]
-fn of_many_starts_at_once_each_has_the_guest_run() {
+fn parallel_starts_all_succeed() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "");
@@ -363,10 +363,10 @@ fn of_many_starts_at_once_each_has_the_guest_run() {
 }
 
 #[test]
-fn a_start_tells_what_it_cannot_know() {
+fn start_reports_unknown_state() {
     let Some((mut lab, one)) = ready("web", "boot.qcow2", "") else { return };
     let (qemu, supervisor) = (lab.qemu_pid("web"), lab.supervisor(one).id().cast_signed());
-    // Its QEMU is dead, and nobody has noticed.
+    // Its QEMU has exited, and no supervisor has noticed.
     signal(supervisor, SIGSTOP);
     signal(qemu, SIGKILL);
     let silent = lab.refused(&["start", "web"]);
@@ -374,7 +374,7 @@ fn a_start_tells_what_it_cannot_know() {
     signal(supervisor, SIGCONT);
     assert_eq!(lab.ok(&["start", "web"]), "web: running\n");
     assert_ne!(lab.qemu_pid("web"), qemu);
-    // One that lets everybody in and nobody speak.
+    // A socket that accepts connections without a reply.
     lab.vm("app", &guest("boot.qcow2").unwrap(), "");
     fs::create_dir_all(lab.runtime("app", "")).unwrap();
     let socket = UnixListener::bind(lab.runtime("app", "control.sock")).unwrap();
@@ -384,11 +384,11 @@ fn a_start_tells_what_it_cannot_know() {
 }
 
 #[test]
-fn a_start_beside_a_supervisor_that_is_going_does_not_take_it_for_one() {
+fn start_ignores_an_ending_supervisor() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "");
-    // As one that was killed has them for a moment more: a socket that takes callers, and the lock.
+    // Like a killed supervisor for a moment: a socket that accepts connections, and the lock.
     fs::create_dir_all(lab.runtime("web", "")).unwrap();
     let lock = fs::File::create(lab.runtime("web", "lock")).unwrap();
     fs2::FileExt::lock_exclusive(&lock).unwrap();
@@ -414,12 +414,12 @@ fn pause_and_resume() {
     lab.wait_state("web", "paused");
     let held = counter(&lab);
     lab.ok(&["resume", "web"]);
-    until("it goes on counting", || counter(&lab) > held + 2);
+    until("it continues counting", || counter(&lab) > held + 2);
     assert_eq!(lab.status("web")["state"], "running");
 }
 
 #[test]
-fn kill_cuts_the_power() {
+fn kill_forces_off() {
     let Some((mut lab, one)) = ready("web", "boot-deaf.qcow2", "") else { return };
     let qemu = lab.qemu_pid("web");
     lab.ok(&["kill", "web"]);
@@ -429,14 +429,14 @@ fn kill_cuts_the_power() {
 }
 
 #[test]
-fn a_guest_without_an_agent_runs_no_commands_and_the_message_says_why() {
+fn exec_without_agent_is_explained() {
     let Some((lab, _)) = ready("web", "boot.qcow2", "") else { return };
     let refusal = lab.refused(&["exec", "--timeout", "1", "web", "--", "true"]);
     refusal.is(ErrorCode::GuestSilent, 1).golden("start", "no-guest-agent");
 }
 
 #[test]
-fn eight_at_once() {
+fn eight_vms_in_parallel() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     let names: Vec<String> = (1..=8).map(|n| format!("vm{n}")).collect();
@@ -459,7 +459,7 @@ fn eight_at_once() {
 }
 
 #[test]
-fn a_disk_is_kept_over_stops_and_changes_of_the_image() {
+fn disk_is_kept_when_the_image_changes() {
     let Some((mut lab, one)) = ready("web", "boot.qcow2", "") else { return };
     lab.types("web", b"w");
     lab.says("web", "BOOT-GUEST-WRITTEN 000001", 1);
@@ -475,11 +475,11 @@ fn a_disk_is_kept_over_stops_and_changes_of_the_image() {
 }
 
 #[test]
-fn a_stop_during_preparation_leaves_nothing_that_a_later_start_would_trust() {
+fn stop_during_preparation_leaves_nothing() {
     let Some(_) = guest("boot.qcow2") else { return };
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    // A server that takes the request and then says nothing more.
+    // A server that reads the request and sends nothing.
     let (seen, accepted) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
@@ -502,7 +502,7 @@ fn a_stop_during_preparation_leaves_nothing_that_a_later_start_would_trust() {
 }
 
 #[test]
-fn an_invalid_file_exits_78_and_touches_nothing() {
+fn invalid_file_exits_78() {
     let lab = Lab::new();
     std::fs::write(lab.file("web"), "brige = \"br0\"\n").unwrap();
     lab.refused(&["run", "web"]).is(ErrorCode::InvalidFile, 78).golden("start", "invalid-file");
@@ -510,7 +510,7 @@ fn an_invalid_file_exits_78_and_touches_nothing() {
 }
 
 #[test]
-fn a_start_that_fails_says_why_where_it_was_asked_for_and_is_kept() {
+fn failed_start_is_explained_and_recorded() {
     let Some(_) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     let image = lab.path().join("nothing.qcow2");
@@ -521,7 +521,7 @@ fn a_start_that_fails_says_why_where_it_was_asked_for_and_is_kept() {
         refusal.is(ErrorCode::FileMissing, 1).golden("start", "missing-image");
     }
     let ends = lab.status("web")["ends"].clone();
-    // The same again takes the place of the one before.
+    // The same again replaces the earlier one.
     assert_eq!(ends.as_array().unwrap().len(), 1);
     assert_eq!(ends[0]["reason"], "start-failed");
     assert_eq!(ends[0]["code"], "file-missing");
@@ -530,7 +530,7 @@ fn a_start_that_fails_says_why_where_it_was_asked_for_and_is_kept() {
 }
 
 #[test]
-fn the_service_manager_is_told() {
+fn service_manager_is_notified() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "");

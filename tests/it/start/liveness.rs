@@ -1,4 +1,5 @@
-//! Whether a VM is running is known by proof only: every way of not knowing stops every change, and the guest lives.
+//! Only proof determines whether a VM is running: every kind of uncertainty prevents every change,
+//! and the guest keeps running.
 
 use std::{
     fs,
@@ -40,7 +41,7 @@ impl Orphaned {
         record.to_string()
     }
 
-    /// The guest lives, and its disk and its sockets are where they were.
+    /// Checks that the guest runs, and that its disk and its sockets exist.
     fn is_untouched(&self, what: &str) {
         assert!(runs(self.qemu), "{what}: QEMU was killed");
         assert!(self.lab.state("web", "root.qcow2").exists(), "{what}: the disk is gone");
@@ -50,7 +51,7 @@ impl Orphaned {
     }
 }
 
-/// The processes that have a file open, whatever it is called now.
+/// The processes that have a file open, under any name.
 fn open_by(file: (u64, u64)) -> Vec<i32> {
     let mut all = vec![];
     for entry in fs::read_dir("/proc").unwrap().flatten() {
@@ -72,7 +73,7 @@ fn id(path: &Path) -> (u64, u64) {
     (meta.dev(), meta.ino())
 }
 
-/// Exactly QEMU has each lock open.
+/// Only QEMU has each lock open.
 fn held_by_qemu_alone(lab: &Lab, when: &str) {
     let qemu = lab.qemu_pid("web");
     for lock in locks(lab, "web") {
@@ -81,11 +82,12 @@ fn held_by_qemu_alone(lab: &Lab, when: &str) {
     }
 }
 
-/// `qvm kill` is the only verb that acts on a VM whose state is unknown; then all is usable again.
+/// `qvm kill` is the only verb that acts on a VM whose state is unknown; afterward, every verb
+/// works.
 #[test]
 fn kill_makes_an_unknown_vm_usable() {
     let Some(vm) = orphaned() else { return };
-    // The runtime directory was emptied: the lock beside the disks is held all the same.
+    // The runtime directory was emptied: the lock beside the disks is still held.
     let sockets = fs::read_dir(vm.lab.runtime("web", "")).unwrap();
     sockets.for_each(|entry| fs::remove_file(entry.unwrap().path()).unwrap());
     for words in [&["start", "web"][..], &["rm", "web", "--disks", "--yes"]] {
@@ -121,7 +123,8 @@ fn kill_ends_a_qemu_without_supervisor() {
     vm.lab.ok(&["stop", "web"]);
 }
 
-/// systemd starts the next supervisor a moment after a crash: it is asked, so that its unit stays down.
+/// systemd starts the next supervisor soon after a crash: the stop is sent to it, so that its unit
+/// stays stopped.
 #[test]
 fn kill_asks_the_next_supervisor() {
     let Some(mut vm) = orphaned() else { return };
@@ -142,7 +145,7 @@ fn kill_asks_the_next_supervisor() {
 #[test]
 fn kill_during_an_adoption_ends_qemu() {
     let Some(mut vm) = orphaned() else { return };
-    // Its monitor does not answer.
+    // QEMU's monitor does not answer.
     signal(vm.qemu, 19);
     let supervisor = vm.lab.run("web");
     until("the supervisor answers", || !vm.lab.status("web")["supervisorPid"].is_null());
@@ -152,7 +155,7 @@ fn kill_during_an_adoption_ends_qemu() {
         let links = fds.filter_map(|fd| fs::read_link(fd.path()).ok());
         links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
     };
-    // One for the events, one for the command.
+    // One connection for the events, one for the command.
     until("the kill has asked", || sockets(kill.id()) >= 2);
     assert_eq!(vm.lab.status("web")["supervisorPid"], vm.lab.supervisor(supervisor).id());
     signal(vm.qemu, 18);
@@ -162,7 +165,7 @@ fn kill_during_an_adoption_ends_qemu() {
     assert_eq!(vm.lab.last_reason("web"), "killed");
 }
 
-/// A supervisor that is asked to end while it adopts QEMU ends without QEMU.
+/// A supervisor that is stopped during an adoption ends without QEMU.
 #[test]
 fn stop_and_kill_during_adoption_are_truthful() {
     let Some(mut vm) = orphaned() else { return };
@@ -200,12 +203,12 @@ fn stop_and_kill_during_adoption_are_truthful() {
 fn kill_spares_processes_that_are_not_qemu() {
     let Some(vm) = orphaned() else { return };
     vm.write("{");
-    // A process that has the lock open, and another that has the arguments.
+    // A process that has the lock open, and another one with the arguments.
     let [lock, _] = locks(&vm.lab, "web");
     let reader = fs::File::open(&lock).unwrap();
     let mut other = std::process::Command::new("sh")
         .args(["-c", "read line; :", "x", "-name", "web", "-uuid", "x", "-add-fd"])
-        // Not to be taken for a QEMU of another test's VM.
+        // It must not look like a QEMU of another test's VM.
         .arg("fd=40,set=40,opaque=root /elsewhere/vms/web/root.raw")
         .stdin(std::process::Stdio::piped())
         .stdout(reader)
@@ -216,7 +219,7 @@ fn kill_spares_processes_that_are_not_qemu() {
     assert!(!runs(vm.qemu));
     drop(other.stdin.take());
     other.wait().unwrap();
-    // A QEMU that holds no lock is not proven to be the VM's.
+    // A QEMU without a lock is not proven to belong to the VM.
     vm.lab.ok(&["start", "web"]);
     vm.lab.ok(&["stop", "web"]);
     assert_eq!(vm.lab.qvm(&["kill", "web"]).status.code(), Some(3));
@@ -240,7 +243,7 @@ fn newer_record_is_adopted_and_kept() {
     let status = vm.lab.status("web");
     assert_eq!(status["pid"], vm.qemu);
     assert!(status["isolation"]["layers"].to_string().contains("memory-keys"), "{status}");
-    // What rewrites the record keeps it.
+    // A rewrite of the record keeps the field.
     vm.lab.ok(&["pause", "web"]);
     vm.lab.ok(&["resume", "web"]);
     let record: serde_json::Value =
@@ -252,9 +255,9 @@ fn newer_record_is_adopted_and_kept() {
     vm.lab.ok(&["stop", "web"]);
 }
 
-/// A guest that is gone, or a reboot of the host with a record that stayed: the truncated record is in nobody's way.
+/// Without the guest, or after a reboot of the host, a truncated record prevents nothing.
 #[test]
-fn unreadable_record_of_a_gone_qemu_is_replaced() {
+fn unreadable_record_without_qemu_is_replaced() {
     let Some(vm) = orphaned() else { return };
     vm.write("{\"pid\":");
     signal(vm.qemu, 9);
@@ -278,7 +281,7 @@ fn qemu_alone_holds_the_locks() {
     until("the supervisor is replaced", || lab.log("web").contains("taken over"));
     lab.wait_state("web", "running");
     held_by_qemu_alone(&lab, "after re-execution");
-    // Adopted, while a disk is made by qemu-img and plugged in.
+    // Adopted, while qemu-img creates a disk that is then plugged in.
     signal(supervisor, 9);
     lab.supervisor(index).wait().unwrap();
     held_by_qemu_alone(&lab, "without a supervisor");
@@ -305,7 +308,7 @@ fn qemu_alone_holds_the_locks() {
         done.store(true, std::sync::atomic::Ordering::Relaxed);
     });
     held_by_qemu_alone(&lab, "after hot-plug");
-    // A new QEMU has them anew.
+    // A new QEMU has new locks.
     let before = lab.qemu_pid("web");
     lab.ok(&["restart", "web"]);
     assert_ne!(lab.qemu_pid("web"), before);
@@ -319,11 +322,12 @@ fn qemu_alone_holds_the_locks() {
     lab.ok(&["stop", "web"]);
 }
 
-/// A QEMU of a qvm that knew no locks: adopted by its record; without one its command line tells whose it is.
+/// A QEMU of a qvm without locks: adopted by its record; without one, its command line shows its
+/// VM.
 #[test]
 fn qemu_without_locks_is_found_by_its_command_line() {
     let Some(vm) = orphaned() else { return };
-    // Nobody holds these: the files are others.
+    // The files were replaced, so these locks have no holder.
     for lock in locks(&vm.lab, "web") {
         fs::remove_file(lock).unwrap();
     }
@@ -339,7 +343,7 @@ fn qemu_without_locks_is_found_by_its_command_line() {
         assert!(said(&output).contains(&vm.qemu.to_string()), "{}", said(&output));
     }
     assert_eq!(vm.lab.status("web")["state"], "unknown");
-    // A VM of the same name elsewhere is another one.
+    // A VM of the same name in other directories is another one.
     let elsewhere = Lab::new();
     elsewhere.vm("web", &guest("boot-count.qcow2").unwrap(), "");
     assert_eq!(elsewhere.status("web")["state"], "stopped");
@@ -349,28 +353,28 @@ fn qemu_without_locks_is_found_by_its_command_line() {
     vm.lab.ok(&["stop", "web"]);
 }
 
-/// Debian's `nobody`, as user and as group.
+/// The UID and GID of Debian's `nobody`.
 const NOBODY: u32 = 65534;
-/// Stands for the group `qvm`: no account of this host has it.
+/// The group `qvm`; no account of this host is in it.
 const GROUP: u32 = 54_321;
 
 fn as_member(lab: &Lab, words: &[&str]) -> Output {
     let mut command = lab.command(words);
-    // Of root's groups none is kept.
+    // Without root's groups.
     command.uid(NOBODY).gid(GROUP).output().unwrap()
 }
 
 #[test]
 fn member_of_the_group_sees_stopped_and_unknown() {
     if !nix::unistd::geteuid().is_root() {
-        println!("skipped: only root can become somebody else");
+        println!("skipped: only root can change its UID");
         return;
     }
     let Some(image) = guest("boot-count.qcow2") else { return };
     let mut lab = Lab::new();
     lab.open_to_others();
     for above in [lab.runtime("web", ""), lab.state("web", "")] {
-        // vms/ is made in the state directory, which is the group's.
+        // vms/ is created in the state directory, which belongs to the group.
         for dir in above.ancestors().skip(1).take_while(|dir| *dir != lab.path()) {
             fs::create_dir_all(dir).unwrap();
             chown(dir, None, Some(GROUP)).unwrap();
@@ -415,7 +419,7 @@ fn member_of_the_group_sees_stopped_and_unknown() {
     fs::set_permissions(vm.record(), fs::Permissions::from_mode(0o640)).unwrap();
     vm.lab.ok(&["start", "web"]);
     vm.lab.ok(&["stop", "web"]);
-    // The lock files are there, and may not be opened.
+    // The lock files exist, but cannot be opened.
     assert!(locks(&vm.lab, "web").iter().all(|lock| lock.exists()));
     assert_eq!(state(&vm.lab), "stopped");
 }
@@ -442,7 +446,7 @@ fn list_in_a_loop_fails_no_start() {
     });
 }
 
-/// The same VM, under another name and as a copy: the locks are not carried.
+/// The same VM with another name and as a copy: the locks are not transferred.
 #[test]
 fn copies_have_no_locks_and_a_renamed_vm_has_its_own() {
     let Some(image) = guest("boot-count.qcow2") else { return };

@@ -1,4 +1,4 @@
-//! When a VM counts as started: each way to be ready on real guests, and guests that never are.
+//! Readiness: each kind of `ready` on real guests, and guests that never become ready.
 
 use std::{
     io::{Read, Write},
@@ -11,7 +11,7 @@ use qvm::value::ErrorCode;
 use crate::lab::{Lab, guest, notes_of, signal, until};
 
 const SIGTERM: i32 = 15;
-/// What a guest without an agent never becomes, with time enough to look at it.
+/// A readiness that a guest without an agent never reaches, with a long time limit.
 const NEVER: &str = "ready = \"agent\"\nreadyTimeoutSec = 600\n";
 
 fn lab(image: &str, more: &str) -> Option<Lab> {
@@ -30,7 +30,7 @@ fn is_ready(lab: &Lab, word: &str) -> bool {
 }
 
 #[test]
-fn one_that_need_only_run_is_ready_when_it_runs() {
+fn running_guest_is_ready() {
     let Some(lab) = lab("boot.qcow2", "") else { return };
     lab.ok(&["start", "web"]);
     assert!(is_ready(&lab, "yes"));
@@ -40,7 +40,7 @@ fn one_that_need_only_run_is_ready_when_it_runs() {
 }
 
 #[test]
-fn a_start_returns_when_the_agent_answers() {
+fn start_returns_when_agent_answers() {
     let Some(lab) = lab("tiny.qcow2", "mem = \"256M\"\nready = \"agent\"\n") else { return };
     assert_eq!(lab.ok(&["start", "web"]), "web: running\n");
     lab.ok(&["exec", "web", "--", "true"]);
@@ -48,7 +48,7 @@ fn a_start_returns_when_the_agent_answers() {
 }
 
 #[test]
-fn a_start_returns_when_the_guest_takes_connections() {
+fn start_returns_when_port_accepts() {
     let port = free_port();
     let more = format!("mem = \"256M\"\nready = \"tcp:7\"\nforward = [\"{port}:7\"]\n");
     let Some(lab) = lab("tiny.qcow2", &more) else { return };
@@ -62,9 +62,10 @@ fn a_start_returns_when_the_guest_takes_connections() {
     assert_eq!(&back, b"hello");
 }
 
-/// QEMU listens on the port and takes connections long before the guest does, or though it never will.
+/// QEMU listens on the port and accepts connections long before the guest does, or although it
+/// never does.
 #[test]
-fn a_connection_that_only_qemu_took_is_none() {
+fn connection_only_to_qemu_is_not_ready() {
     let port = free_port();
     let more = format!("ready = \"tcp:7\"\nreadyTimeoutSec = 5\nforward = [\"{port}:7\"]\n");
     let Some(lab) = lab("boot.qcow2", &more) else { return };
@@ -74,7 +75,7 @@ fn a_connection_that_only_qemu_took_is_none() {
 }
 
 #[test]
-fn one_that_is_not_in_time_goes_on_and_the_status_tells() {
+fn late_guest_continues_with_a_note() {
     let more = "ready = \"agent\"\nreadyTimeoutSec = 1\n";
     let Some(mut lab) = lab("boot.qcow2", more) else { return };
     let one = lab.run("web");
@@ -82,18 +83,18 @@ fn one_that_is_not_in_time_goes_on_and_the_status_tells() {
     let status = lab.status("web");
     assert_eq!(status["state"], "running");
     assert_eq!(notes_of(&status).iter().filter(|note| *note == "not-ready ready").count(), 1);
-    // Nor is it waited for again, or forgotten, by the next supervisor.
+    // The next supervisor neither waits for it again nor forgets the failure.
     lab.supervisor(one).kill().unwrap();
     lab.supervisor(one).wait().unwrap();
     lab.run("web");
     lab.wait_state("web", "running");
-    // Until it answers, nothing is told of that.
+    // Until it answers, readiness is not reported.
     until("it is known to the next one", || is_ready(&lab, "no"));
     lab.ok(&["stop", "web"]);
 }
 
 #[test]
-fn one_that_is_not_in_time_is_shut_down_and_the_start_has_failed() {
+fn late_guest_fails_the_start() {
     let more = "ready = \"agent\"\nreadyTimeoutSec = 1\nreadyFailure = \"fail\"\n";
     let Some(mut lab) = lab("boot.qcow2", more) else { return };
     let start = lab.qvm(&["start", "web"]);
@@ -106,7 +107,7 @@ fn one_that_is_not_in_time_is_shut_down_and_the_start_has_failed() {
 }
 
 #[test]
-fn the_service_manager_is_told_only_then_and_waits_as_long() {
+fn service_manager_waits_for_readiness() {
     let more = "mem = \"256M\"\nready = \"agent\"\nreadyTimeoutSec = 600\n";
     let Some(lab) = lab("tiny.qcow2", more) else { return };
     let path = lab.path().join("notify");
@@ -122,7 +123,7 @@ fn the_service_manager_is_told_only_then_and_waits_as_long() {
     while !before.contains("READY=1") {
         before.push_str(&next());
     }
-    // 600 s, and what a stop's ladder is given beyond.
+    // 600 s, and the further time of the stop ladder.
     assert!(before.contains("EXTEND_TIMEOUT_USEC=610000000\n"), "{before}");
     assert!(before.contains("STATUS=running, not ready yet: waiting for agent\n"), "{before}");
     assert!(before.ends_with("READY=1\nSTATUS=running\n"), "{before}");
@@ -136,7 +137,7 @@ fn the_service_manager_is_told_only_then_and_waits_as_long() {
 }
 
 #[test]
-fn a_stop_works_while_it_is_waited_for() {
+fn stop_works_while_awaiting_readiness() {
     for by_signal in [true, false] {
         let Some(mut lab) = lab("boot.qcow2", NEVER) else { return };
         let one = lab.run("web");
@@ -153,7 +154,7 @@ fn a_stop_works_while_it_is_waited_for() {
 }
 
 #[test]
-fn a_killed_supervisor_s_successor_goes_on_waiting() {
+fn next_supervisor_continues_awaiting() {
     let Some(mut lab) = lab("boot.qcow2", NEVER) else { return };
     let one = lab.run("web");
     until("it waits", || is_ready(&lab, "waiting"));
@@ -166,7 +167,7 @@ fn a_killed_supervisor_s_successor_goes_on_waiting() {
 }
 
 #[test]
-fn a_guest_without_cloud_init_will_never_be_done_with_it() {
+fn guest_without_cloud_init_is_never_ready() {
     let more = "mem = \"256M\"\nready = \"cloud-init\"\nreadyTimeoutSec = 600\n[cloudInit]\n";
     let Some(lab) = lab("tiny.qcow2", more) else { return };
     lab.ok(&["start", "web"]);
@@ -176,9 +177,9 @@ fn a_guest_without_cloud_init_will_never_be_done_with_it() {
     assert!(notes.contains(&"not-ready ready".to_owned()), "{notes:?}");
 }
 
-/// The guest gets a `cloud-init` that says what the test wants, and its supervisor a successor that has to ask it.
+/// The guest gets a fake `cloud-init`, and a successor of its supervisor queries it.
 #[test]
-fn cloud_init_is_asked_until_it_is_done() {
+fn cloud_init_is_polled_until_done() {
     let more = "mem = \"256M\"\nready = \"cloud-init\"\nreadyTimeoutSec = 600\n[cloudInit]\n";
     let Some(mut lab) = lab("tiny.qcow2", more) else { return };
     let mut one = lab.run("web");
@@ -203,7 +204,7 @@ fn cloud_init_is_asked_until_it_is_done() {
         says(&lab, "echo status: running", 2 * count + 1);
         lab.supervisor(one).kill().unwrap();
         lab.supervisor(one).wait().unwrap();
-        // As one leaves it that dies while it waits.
+        // Like the record of a supervisor that dies while it waits.
         let record = lab.runtime("web", "record.json");
         let mut written: serde_json::Value =
             serde_json::from_slice(&std::fs::read(&record).unwrap()).unwrap();

@@ -1,4 +1,5 @@
-//! What a `qvm` process inherits and must not depend on: the umask, the working directory, the variables of a session.
+//! Inherited properties that must not matter to a `qvm` process: the umask, the working directory,
+//! the variables of a session.
 
 use std::{
     collections::BTreeMap,
@@ -16,10 +17,10 @@ use crate::lab::{
     refusal::{Refusal, golden},
 };
 
-/// A group that nobody is in.
+/// A group without members.
 const GROUP: u32 = 1_900_004_711;
 
-/// `qvm` by a shell that runs `first` before.
+/// Runs `qvm` in a shell after `first`.
 fn after(lab: &Lab, first: &str, arguments: &[&str]) -> Output {
     let qvm = lab.command(arguments);
     let mut sh = Command::new("sh");
@@ -39,7 +40,7 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// The mode of everything below `top`, by its path from there.
+/// The mode of everything below `top`, by its relative path.
 fn modes(top: &Path, below: &Path, found: &mut BTreeMap<String, u32>) {
     for entry in fs::read_dir(below).unwrap().flatten() {
         let path = entry.path();
@@ -58,7 +59,8 @@ fn modes_do_not_depend_on_umask() {
     let mut all = vec![];
     for umask in ["022", "077", "000"] {
         let lab = Lab::new();
-        // The places are a group's, which is inherited, as those of a package are. The test itself is not in the group.
+        // The directories belong to a group, which is inherited, like those of a package. The test
+        // itself is not in the group.
         let root = nix::unistd::geteuid().is_root();
         for place in ["c", "c/vms", "s", "r"] {
             let place = lab.path().join(place);
@@ -197,7 +199,7 @@ fn session_directory_is_found_without_variable() {
         assert_eq!(Refusal::new(&output, "DIR").code, ErrorCode::DirectoryUnknown);
     };
     unknown(list(&mounts));
-    // Another user's is not taken.
+    // The directory of another user is not used.
     mounts.sh(&format!("mkdir -p /run/user/{NOBODY}"));
     unknown(list(&mounts));
     mounts.sh(&format!("chown {NOBODY}:{NOBODY} /run/user/{NOBODY}"));

@@ -1,4 +1,5 @@
-//! A small Linux guest, run the whole way by the program: what it is told, what it sees, how it is reached and ended.
+//! A small Linux guest from start to end: its configuration, its devices, access to it, and its
+//! shutdown.
 
 use std::{
     fs,
@@ -10,7 +11,7 @@ use qvm::value::ErrorCode;
 
 use crate::lab::{Lab, guest, terminal::Terminal, until};
 
-/// A VM of the tiny guest that `qvm start` has started, when the guest takes commands.
+/// A started VM of the tiny guest, when its shell accepts commands.
 fn ready(more: &str) -> Option<Lab> {
     let image = guest("tiny.qcow2")?;
     let lab = Lab::new();
@@ -20,24 +21,24 @@ fn ready(more: &str) -> Option<Lab> {
     Some(lab)
 }
 
-/// Starts it for the `count`th time.
+/// Starts the VM for the `count`th time.
 fn boot(lab: &Lab, count: usize) {
     assert_eq!(lab.ok(&["start", "web"]), "web: running\n");
     lab.says("web", "QVM-TINY READY", count);
 }
 
-/// Has the guest run a command of its shell, and waits for its end.
+/// Runs a command in the guest's shell, and waits for its end.
 fn shell(lab: &Lab, command: &str) {
     let before = lab.console("web").matches("QVM-TINY EXIT ").count();
     lab.types("web", format!("sh {command}\n").as_bytes());
     lab.says("web", "QVM-TINY EXIT ", before + 1);
-    // The kernel may have said something since.
+    // The kernel may have printed messages since.
     let console = lab.console("web");
     let last = console.lines().rfind(|line| line.contains("QVM-TINY EXIT "));
     assert!(last.is_some_and(|line| line.contains("EXIT 0")), "{command}\n{console}");
 }
 
-/// The size of the guest's disk with this serial, in bytes, as it said it last.
+/// The size of the guest's disk with this serial, in bytes, by its last output.
 fn disk_size(lab: &Lab, serial: &str) -> Option<u64> {
     let console = lab.console("web");
     let line = console.lines().rfind(|line| {
@@ -46,7 +47,7 @@ fn disk_size(lab: &Lab, serial: &str) -> Option<u64> {
     line.split(' ').nth(3)?.parse().ok()
 }
 
-/// What the guest printed of a document of its seed.
+/// A document of the guest's seed, as the guest printed it.
 fn document(lab: &Lab, name: &str) -> String {
     let console = lab.console("web").replace('\r', "");
     let (_, after) = console.split_once(&format!("QVM-TINY FILE-BEGIN {name}\n")).unwrap();
@@ -54,7 +55,7 @@ fn document(lab: &Lab, name: &str) -> String {
     text.to_owned()
 }
 
-/// A port of 127.0.0.1 that nobody has.
+/// A free port of 127.0.0.1.
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -74,7 +75,7 @@ fn echoes(port: u16, text: &str) -> bool {
 }
 
 #[test]
-fn the_guest_reads_its_seed_and_has_its_address() {
+fn guest_reads_seed_and_has_address() {
     let Some(lab) = ready(
         "vcpu = 2\nmac = \"52:54:00:61:90:15\"\nip = \"10.0.2.15/24\"\ngateway = \"10.0.2.2\"\n\
          [cloudInit]\nhostname = \"dev.example.org\"\nuser = \"op\"\n",
@@ -113,7 +114,7 @@ fn the_guest_reads_its_seed_and_has_its_address() {
     }
     assert!(status["tap"].is_null() && status["lastStop"].is_null());
 
-    // The button, which the guest's acpid hears.
+    // The power button, handled by the guest's acpid.
     lab.ok(&["stop", "web"]);
     assert!(lab.console("web").contains("QVM-TINY BUTTON"));
     assert_eq!(lab.last_reason("web"), "stopped");
@@ -121,17 +122,18 @@ fn the_guest_reads_its_seed_and_has_its_address() {
 }
 
 #[test]
-fn a_forwarded_port_reaches_the_guest() {
+fn forwarded_port_reaches_the_guest() {
     let port = free_port();
     let Some(lab) = ready(&format!("forward = [\"{port}:7\", \"{port}:7/udp\"]\n")) else { return };
     lab.says("web", "QVM-TINY ADDRESS eth0 10.0.2.15/24", 1);
     until("the echo server answers", || echoes(port, "over user-mode network\n"));
 
-    // Only on 127.0.0.1, unless an address is written: /proc/net/tcp has the address in hexadecimal.
+    // Only on 127.0.0.1, unless an address is configured: /proc/net/tcp has the address in
+    // hexadecimal.
     let listening = fs::read_to_string("/proc/net/tcp").unwrap();
     assert!(listening.contains(&format!(" 0100007F:{port:04X} ")), "{listening}");
 
-    // The port is this VM's now.
+    // The port belongs to this VM now.
     let second = lab.file("other");
     fs::copy(lab.file("web"), second).unwrap();
     let refusal = lab.refused(&["start", "other"]).without_log();
@@ -140,7 +142,7 @@ fn a_forwarded_port_reaches_the_guest() {
     assert_eq!(lab.last_reason("other"), "start-failed");
     assert!(echoes(port, "still there\n"));
 
-    // The next QEMU of this VM gets the port that the last one had, connections and all.
+    // The next QEMU of this VM gets the port of the last one, with open connections.
     let qemu = lab.qemu_pid("web");
     let file = fs::read_to_string(lab.file("web")).unwrap();
     fs::write(lab.file("web"), file.replace("256M", "272M")).unwrap();
@@ -152,7 +154,7 @@ fn a_forwarded_port_reaches_the_guest() {
 }
 
 #[test]
-fn a_command_runs_in_the_guest() {
+fn command_runs_in_the_guest() {
     let Some(lab) = ready("") else { return };
     agent_answers(&lab);
     let exec = |arguments: &[&str]| {
@@ -164,22 +166,22 @@ fn a_command_runs_in_the_guest() {
         exec(&["sh", "-c", "echo \"$1 and  $2\"; echo wrong >&2; exit 7", "sh", "one", "t w,o\"'"]),
         (Some(7), "one and  t w,o\"'\n".into(), "wrong\n".into())
     );
-    // Killed by signal 9, as a shell would tell it.
+    // Killed by signal 9, like in a shell.
     assert_eq!(exec(&["sh", "-c", "kill -9 $$"]).0, Some(137));
     let binary = lab.qvm(&["exec", "web", "--", "printf", "\\0\\377\\n"]);
     assert_eq!(binary.stdout, [0, 0xff, b'\n']);
     let (code, _, message) = exec(&["no-such-program"]);
-    // In the words of the guest's own setsid, or of its shell.
+    // The error message of the guest's setsid or shell.
     assert_eq!(code, Some(127));
     assert!(message.contains("no-such-program"), "{message}");
     let slow = lab.refused(&["exec", "--timeout", "1", "web", "--", "sleep", "1000"]);
     slow.is(ErrorCode::GuestTimeout, 1).golden("start", "exec-timeout");
-    // The agent goes on after all of that.
+    // The agent keeps working afterward.
     assert_eq!(exec(&["hostname"]), (Some(0), "tiny\n".into(), String::new()));
 }
 
 #[test]
-fn the_agent_shuts_down_a_guest_that_is_deaf_to_the_button() {
+fn agent_shuts_down_guest_without_acpi() {
     let Some(lab) = ready("shutdownTimeoutSec = 600\n") else { return };
     agent_answers(&lab);
     lab.types("web", b"deaf\n");
@@ -190,7 +192,7 @@ fn the_agent_shuts_down_a_guest_that_is_deaf_to_the_button() {
 }
 
 #[test]
-fn a_reboot_shuts_the_guest_down_and_lets_it_boot_again() {
+fn reboot_shuts_down_and_boots() {
     let Some(lab) = ready("") else { return };
     let supervisor = lab.status("web")["supervisorPid"].clone();
     lab.ok(&["reboot", "web"]);
@@ -202,7 +204,7 @@ fn a_reboot_shuts_the_guest_down_and_lets_it_boot_again() {
 }
 
 #[test]
-fn disks_are_seen_kept_and_grown() {
+fn disks_are_kept_and_grown() {
     let tables = "[disk.data]\nsize = \"64M\"\n[disk.raw]\nsize = \"32M\"\nformat = \"raw\"\n\
                   [disk.fast]\nsize = \"16M\"\nbus = \"nvme\"\n";
     let Some(lab) = ready(tables) else { return };
@@ -237,7 +239,7 @@ fn disks_are_seen_kept_and_grown() {
 }
 
 #[test]
-fn uefi_keeps_the_variables_of_each_vm() {
+fn uefi_variables_are_kept_per_vm() {
     let Some(lab) = ready("firmware = \"uefi\"\n") else { return };
     assert!(lab.console("web").contains("QVM-TINY FIRMWARE uefi"), "{}", lab.console("web"));
     assert!(lab.console("web").contains("QVM-TINY SECURE-BOOT off"));
@@ -248,7 +250,7 @@ fn uefi_keeps_the_variables_of_each_vm() {
     boot(&lab, 2);
     shell(&lab, &format!("grep kept {variable}"));
 
-    // Another VM has variables of its own.
+    // Another VM has other variables.
     fs::copy(lab.file("web"), lab.file("other")).unwrap();
     lab.ok(&["start", "other"]);
     lab.says("other", "QVM-TINY READY", 1);
@@ -257,21 +259,21 @@ fn uefi_keeps_the_variables_of_each_vm() {
 }
 
 #[test]
-fn secure_boot_is_on_where_the_file_says_so() {
+fn secure_boot_follows_the_vm_file() {
     let Some(lab) = ready("mem = \"512M\"\nfirmware = \"uefi-secure\"\n") else { return };
     assert!(lab.console("web").contains("QVM-TINY SECURE-BOOT on"), "{}", lab.console("web"));
 }
 
 #[test]
-fn a_console_on_a_terminal_types_into_the_guest_until_ctrl_bracket() {
+fn console_types_until_ctrl_bracket() {
     let Some(lab) = ready("") else { return };
     let mut terminal = Terminal::open(&mut lab.command(&["console", "web"]));
     terminal.shows("Connected to web; Ctrl-] leaves", 1);
     until("the terminal is raw", || terminal.is_raw());
-    // The guest puts the words together, so that what it says is no echo.
+    // The guest joins the words, so that its output is no echo.
     terminal.types(b"sh echo he\"\"llo from \"\"the guest\r");
     terminal.shows("hello from the guest", 1);
-    // Ctrl-C is the guest's.
+    // Ctrl-C is for the guest.
     terminal.types(b"\x03\rsh echo still\"\" there\r");
     terminal.shows("still there", 1);
     terminal.types(b"\x1d");

@@ -1,5 +1,5 @@
-//! Each way in which the state of a VM can be unknown × each verb: the verb is refused with 75 and
-//! changes nothing, and the verbs that only read print the state `unknown` with the reason.
+//! Each cause of an unknown VM state × each verb: the verb is refused with 75 and changes nothing,
+//! and the verbs that only read print the state `unknown` with the reason.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +23,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 const HOST: Option<i32> = Some(75);
 /// Debian's `nobody`.
 const NOBODY: u32 = 65534;
-/// Why a state is unknown, as all verbs say.
+/// The reason, as printed by all verbs.
 const REASON: &str = "cannot determine whether";
 
 fn said(output: &Output) -> String {
@@ -31,14 +31,14 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(out).into_owned() + &String::from_utf8_lossy(err)
 }
 
-/// How a command is run.
+/// The environment of a command.
 #[derive(Default)]
 struct Caller {
-    /// What runs the program.
+    /// The user that runs the program.
     prefix: Vec<String>,
-    /// A system call that fails for it, with this error.
+    /// A system call that fails with this error.
     failing: Option<(libc::c_long, i32)>,
-    /// How many files it may have open.
+    /// The limit of open files.
     files: Option<u64>,
 }
 
@@ -54,7 +54,7 @@ impl Caller {
                 None => command.env_remove(key),
             };
         }
-        // What `qvm edit` runs.
+        // The editor of `qvm edit`.
         command.env("EDITOR", "true").stdin(Stdio::null());
         let (failing, files) = (self.failing, self.files);
         #[allow(unsafe_code)]
@@ -102,13 +102,13 @@ fn fail(call: libc::c_long, error: i32) -> io::Result<()> {
     if done { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Runs the program in a mount namespace, behind a line of a shell.
+/// Runs the program in a mount namespace, after a line of a shell.
 fn behind(line: &str) -> Vec<String> {
     let script = format!("{line} && exec \"$@\"");
     ["unshare", "--mount", "sh", "-c", &script, "x"].map(str::to_owned).to_vec()
 }
 
-/// A file of this kind and with this content, and which it is.
+/// The type, the content and the identity of a file.
 #[derive(Debug, PartialEq, Eq)]
 struct Seen {
     inode: u64,
@@ -116,11 +116,11 @@ struct Seen {
     content: Vec<u8>,
 }
 
-/// What a supervisor that is refused may write or remove.
+/// The files that a refused supervisor may write or remove.
 const IS_THE_SUPERVISORS: [&str; 5] =
     ["supervisor.log", "console.log", "ends.json", "lock", "control.sock"];
 
-/// The VM files, and all else that is kept of the VMs and of their runs.
+/// The VM files, and all state of the VMs and their runs.
 fn seen(lab: &Lab) -> BTreeMap<PathBuf, Seen> {
     let mut found = BTreeMap::new();
     let mut dirs = ["c", "s", "r"].map(|place| lab.path().join(place)).to_vec();
@@ -151,7 +151,7 @@ fn changed<'a>(
     all.filter(|path| before.get(*path) != after.get(*path)).map(PathBuf::as_path).collect()
 }
 
-/// The VM `web`, whose state is to become unknown, beside `other`, which is down.
+/// The VM `web`, whose state becomes unknown, beside the stopped `other`.
 struct Table {
     vm: Orphaned,
     /// The run record as it was written.
@@ -159,7 +159,7 @@ struct Table {
 }
 
 impl Table {
-    /// `None` where this machine cannot run it.
+    /// `None` if this machine cannot run it.
     fn new() -> Option<Self> {
         let image = guest("boot.qcow2")?;
         let lab = Lab::new();
@@ -229,7 +229,7 @@ impl Table {
         all.iter().map(|words| words.to_vec()).collect()
     }
 
-    /// The same where its VM file is gone, with what would take its name.
+    /// The same without the VM file, with the verbs that would use its name.
     fn verbs_without_file(&self) -> Vec<Vec<&str>> {
         let all: [&[&str]; 8] = [
             &["start", "web"],
@@ -244,7 +244,7 @@ impl Table {
         all.iter().map(|words| words.to_vec()).collect()
     }
 
-    /// Every verb is refused and changes nothing.
+    /// Checks that every verb is refused and changes nothing.
     fn refuses(&self, way: &str, caller: &Caller) -> Vec<String> {
         let mut faults = self.each(way, caller, self.verbs());
         let (file, aside) = (self.lab().file("web"), self.lab().path().join("web.toml"));
@@ -261,7 +261,8 @@ impl Table {
             let output = caller.run(self.lab(), &words);
             let after = seen(self.lab());
             let changed = changed(&before, &after);
-            // Without descriptors a verb may fail earlier, or know more than `qvm status`.
+            // Without descriptors a verb may fail earlier, or have more information than `qvm
+            // status`.
             let is_refused = output.status.code() == HOST
                 || caller.files.is_some() && output.status.code() == Some(1);
             if !is_refused || !changed.is_empty() || runs(self.vm.qemu) != ran {
@@ -278,7 +279,7 @@ impl Table {
         faults
     }
 
-    /// What is shown is `unknown`, with the reason.
+    /// The printed state is `unknown`, with the reason.
     fn shows_unknown(&self, way: &str, caller: &Caller) -> Vec<String> {
         let (lab, mut faults) = (self.lab(), vec![]);
         let mut check = |is: bool, what: &str, output: &Output| {
@@ -363,7 +364,7 @@ fn record_that_names_no_process() {
                 .set_permissions(fs::Permissions::from_mode(0o600))
                 .unwrap();
         }),
-        // As those of a QEMU that an earlier qvm started.
+        // Like those of a QEMU that an earlier qvm started.
         ("both locks replaced", &|| {
             table.vm.locks().iter().for_each(|lock| fs::remove_file(lock).unwrap());
         }),
@@ -397,7 +398,7 @@ fn record_that_cannot_be_compared() {
     let random = Path::new(boot_id).parent().unwrap().display();
     let prefixed = |prefix| Caller { prefix, ..Caller::default() };
     let failing = |call, error| Caller { failing: Some((call, error)), ..Caller::default() };
-    // The record belongs to nobody who asks.
+    // The record belongs to another user than the caller.
     let unreadable = |table: &Table| {
         std::os::unix::fs::chown(table.vm.record(), Some(NOBODY), None).unwrap();
         fs::set_permissions(table.vm.record(), fs::Permissions::from_mode(0o000)).unwrap();
@@ -432,7 +433,7 @@ fn record_that_cannot_be_compared() {
     none(&faults);
 }
 
-/// A process that is not QEMU holds a lock as QEMU does.
+/// A process that is not QEMU holds a lock like QEMU.
 #[test]
 fn lock_that_is_held_by_another_program() {
     let Some(table) = Table::new() else { return };
@@ -455,13 +456,13 @@ fn lock_that_is_held_by_another_program() {
         faults.extend(table.each(&way, &root, vec![vec!["kill", "web"]]));
     }
     none(&faults);
-    // The proof is there again. The last end is that of `qvm run`, which was refused.
+    // The state is known again. The last end is that of `qvm run`, which was refused.
     assert_eq!(table.lab().status("web")["state"], "failed");
     table.lab().ok(&["start", "web"]);
     table.lab().ok(&["kill", "web"]);
 }
 
-/// No file descriptor is left: as long as it is not known that the VM is running, every verb is
+/// No file descriptor is left: while it is unknown whether the VM is running, every verb is
 /// refused.
 #[test]
 fn descriptors_that_are_exhausted() {
@@ -470,7 +471,7 @@ fn descriptors_that_are_exhausted() {
     for files in 3..64 {
         let caller = Caller { files: Some(files), ..Caller::default() };
         if !caller.run(table.lab(), &["--version"]).status.success() {
-            // The dynamic loader lacks descriptors, too.
+            // The dynamic loader lacks descriptors too.
             continue;
         }
         let output = caller.run(table.lab(), &["status", "--json", "web"]);
@@ -487,9 +488,9 @@ fn descriptors_that_are_exhausted() {
     assert!(limits > 0);
 }
 
-/// The lock of the runtime directory is held; what takes the name of the VM would meet its QEMU.
+/// The lock of the runtime directory is held; a VM with the same name would conflict with its QEMU.
 #[test]
-fn state_directory_that_is_gone() {
+fn state_directory_that_is_missing() {
     let Some(table) = Table::new() else { return };
     let (lab, root) = (table.lab(), Caller::default());
     let archive = lab.path().join("other.tar").display().to_string();
@@ -510,7 +511,7 @@ fn state_directory_that_is_gone() {
     ];
     let verbs = verbs.map(<[&str]>::to_vec).to_vec();
     none(&table.each("no state directory", &root, verbs));
-    // Of whom the reason is.
+    // The VM of the reason.
     let output = root.run(lab, &["import", &archive, "--name", "web"]);
     assert!(said(&output).contains("qvm kill"), "{}", said(&output));
 }

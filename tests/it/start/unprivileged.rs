@@ -1,4 +1,4 @@
-//! The whole way as a user who is not root: XDG directories, user-mode network, no cgroup, no tap.
+//! An unprivileged user: XDG directories, user-mode network, no cgroup, no tap.
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
@@ -32,7 +32,7 @@ fn modes(top: &Path, found: &mut Vec<(String, u32)>) {
 }
 
 #[test]
-fn from_the_file_to_a_clean_stop() {
+fn user_vm_starts_and_stops() {
     let Some(lab) = vm("tiny.qcow2", "mem = \"256M\"\n[cloudInit]\nhostname = \"dev\"\n") else {
         return;
     };
@@ -43,7 +43,7 @@ fn from_the_file_to_a_clean_stop() {
     assert_eq!(lab.ok(&["start", "web"]), "web: running\n");
     lab.says("web", "QVM-TINY READY", 1);
 
-    // QEMU and its supervisor are the user's, who cannot become anybody else.
+    // QEMU and its supervisor have the user's UID, and cannot get another one.
     let owner = lab.path().metadata().unwrap().uid();
     assert_ne!(owner, 0);
     let status = lab.status("web");
@@ -56,7 +56,7 @@ fn from_the_file_to_a_clean_stop() {
         assert!(uids.split_whitespace().all(|uid| uid == owner.to_string()), "{key}: {uids}");
     }
 
-    // Nobody else reads or writes anything of it, and what holds secrets is not even the group's.
+    // No other user can read or write its files, and the group cannot read secrets.
     let mut found = vec![];
     for top in ["data", "run"] {
         modes(&lab.path().join(top), &mut found);
@@ -81,7 +81,7 @@ fn from_the_file_to_a_clean_stop() {
 }
 
 #[test]
-fn a_bridge_is_roots_and_the_message_says_what_to_do() {
+fn bridge_requires_root_with_a_hint() {
     let Some(lab) = vm("boot.qcow2", "bridge = \"br0\"\n") else { return };
     lab.ok(&["check", "web"]);
     let refusal = lab.refused(&["start", "web"]).without_log();
@@ -94,7 +94,7 @@ fn a_bridge_is_roots_and_the_message_says_what_to_do() {
 }
 
 #[test]
-fn a_weight_is_noted_and_no_failure() {
+fn weight_without_cgroup_is_noted() {
     let Some(lab) = vm("boot.qcow2", "cpuWeight = 300\n") else { return };
     lab.ok(&["start", "web"]);
     lab.says("web", "BOOT-GUEST-READY", 1);
@@ -114,7 +114,7 @@ fn capabilities(pid: u64, set: &str) -> u64 {
 }
 
 #[test]
-fn a_supervisor_has_only_the_capabilities_that_it_needs() {
+fn supervisor_keeps_only_needed_capabilities() {
     let Some(image) = guest("boot.qcow2") else { return };
     let kept = qvm::sandbox::capabilities::KEPT.bits();
     let mut lab = Lab::new();
@@ -129,7 +129,7 @@ fn a_supervisor_has_only_the_capabilities_that_it_needs() {
         {
             assert_eq!(capabilities(supervisor, set), left, "{set}");
         }
-        // Only who may give up the bounding set does, and only there it means something.
+        // Only a process with CAP_SETPCAP drops the bounding set, and only there it matters.
         let bounded = own & CapabilitySet::SETPCAP.bits() != 0;
         for pid in [supervisor, lab.status("web")["pid"].as_u64().unwrap()] {
             assert!(!bounded || capabilities(pid, "CapBnd") & !kept == 0, "{pid}");
@@ -139,7 +139,7 @@ fn a_supervisor_has_only_the_capabilities_that_it_needs() {
     let void = lab.has_note("web", "no-effect oomScoreAdjust");
     assert_eq!(void, own & CapabilitySet::SYS_RESOURCE.bits() == 0);
 
-    // The program that takes its place has the same, and can do the same.
+    // The program that replaces it has the same capabilities.
     crate::lab::signal(i32::try_from(supervisor).unwrap(), 12);
     until("it is taken over", || lab.log("web").contains(" taken over, pid "));
     lab.wait_state("web", "running");
@@ -149,7 +149,7 @@ fn a_supervisor_has_only_the_capabilities_that_it_needs() {
 }
 
 #[test]
-fn a_user_s_supervisor_has_none_and_misses_none() {
+fn user_supervisor_has_no_capabilities() {
     let Some(lab) = vm("boot.qcow2", "") else { return };
     lab.ok(&["start", "web"]);
     lab.says("web", "BOOT-GUEST-READY", 1);

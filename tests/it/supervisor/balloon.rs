@@ -1,4 +1,5 @@
-//! The balloon of a Linux guest: its size is told as it changes, also by a supervisor that took the guest over.
+//! The balloon of a Linux guest: its size is reported when it changes, also by a supervisor that
+//! adopted the guest.
 
 use crate::lab::{Lab, guest, signal, until};
 use qvm::control::{client::Client, types::Command};
@@ -6,7 +7,7 @@ use qvm::control::{client::Client, types::Command};
 const SIGKILL: i32 = 9;
 
 #[test]
-fn its_size_is_told_as_it_changes_and_after_a_takeover() {
+fn balloon_size_is_reported_after_adoption() {
     let Some(image) = guest("tiny.qcow2") else { return };
     let mut lab = Lab::new();
     lab.vm("web", &image, "mem = \"256M\"");

@@ -1,5 +1,5 @@
-//! What systemd's side of a VM's end comes to, on real QEMU but without systemd: `qvm exec-stop-post` by the environment of ExecStopPost=,
-//! and the exit codes that the unit's restart policy stands on.
+//! The end of a VM for systemd, on real QEMU but without systemd: `qvm exec-stop-post` with the
+//! environment of ExecStopPost=, and the exit codes of the unit's restart policy.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use crate::lab::{Lab, guest, runs, signal, until};
 const SIGKILL: i32 = 9;
 const SIGSTOP: i32 = 19;
 
-/// A lab with a VM that runs, and whose supervisor was killed.
+/// A lab with a running VM whose supervisor was killed.
 fn left_behind(image: &str, more: &str) -> Option<(Lab, i32)> {
     let image = guest(image)?;
     let mut lab = Lab::new();
@@ -28,7 +28,7 @@ fn left_behind(image: &str, more: &str) -> Option<(Lab, i32)> {
     Some((lab, qemu))
 }
 
-/// A `systemctl` of the lab's own, first in `PATH`: it only notes down what it was asked.
+/// A fake `systemctl`, first in `PATH`, which records its arguments.
 fn systemctl(lab: &Lab) -> PathBuf {
     let bin = lab.path().join("bin");
     fs::create_dir_all(&bin).unwrap();
@@ -39,7 +39,7 @@ fn systemctl(lab: &Lab) -> PathBuf {
     asked
 }
 
-/// `qvm exec-stop-post web` as ExecStopPost= after such an end.
+/// Runs `qvm exec-stop-post web` like ExecStopPost= after this end.
 fn reap(lab: &Lab, result: &str, code: &str, status: &str) -> Output {
     let path = format!("{}:{}", lab.path().join("bin").display(), std::env::var("PATH").unwrap());
     let mut command = lab.command(&["exec-stop-post", "web"]);
@@ -53,7 +53,7 @@ fn err(output: &Output) -> String {
 }
 
 #[test]
-fn a_crash_of_the_supervisor_leaves_the_guest_to_the_next_one() {
+fn crash_leaves_guest_to_next_supervisor() {
     let Some((mut lab, qemu)) = left_behind("boot.qcow2", "") else { return };
     let asked = systemctl(&lab);
     for (result, code, status) in [
@@ -73,7 +73,7 @@ fn a_crash_of_the_supervisor_leaves_the_guest_to_the_next_one() {
     let one = lab.run("web");
     until("it is taken over", || lab.log("web").contains(" taken over, pid "));
     assert_eq!(lab.qemu_pid("web"), qemu);
-    // It crashes while it is stopped: then nobody else will do it.
+    // The supervisor crashes during a stop: no other process will continue it.
     signal(lab.supervisor(one).id().cast_signed(), SIGKILL);
     lab.exit_code(one);
     let job = "#!/bin/sh\necho '42 qvm@web.service stop running'\n";
@@ -84,9 +84,9 @@ fn a_crash_of_the_supervisor_leaves_the_guest_to_the_next_one() {
     assert_eq!(lab.last_reason("web"), "stopped");
 }
 
-/// The NixOS module keeps the store paths of a QEMU by this.
+/// The NixOS module keeps the store paths of a QEMU by this environment variable.
 #[test]
-fn probe_reports_stopped_by_proof_only() {
+fn probe_reports_stopped_only_with_proof() {
     let Some((lab, qemu)) = left_behind("boot.qcow2", "") else { return };
     let probe = || lab.qvm(&["exec-stop-post", "--probe", "web"]).status.code();
     assert_eq!(probe(), Some(75), "it is running");
@@ -102,7 +102,7 @@ fn probe_reports_stopped_by_proof_only() {
 }
 
 #[test]
-fn a_real_stop_shuts_a_guest_that_was_left_behind_down_cleanly() {
+fn stop_shuts_down_guest_without_supervisor() {
     for (result, code, status) in [("success", "exited", "0"), ("timeout", "killed", "KILL")] {
         let Some((lab, qemu)) = left_behind("boot.qcow2", "") else { return };
         let output = reap(&lab, result, code, status);
@@ -113,13 +113,13 @@ fn a_real_stop_shuts_a_guest_that_was_left_behind_down_cleanly() {
         for file in ["record.json", "control.sock", "qmp.sock"] {
             assert!(!lab.runtime("web", file).exists(), "{file} was left");
         }
-        // Once more: there is nothing to do.
+        // Again: nothing is left to do.
         assert!(reap(&lab, result, code, status).status.success());
     }
 }
 
 #[test]
-fn a_deaf_guest_that_was_left_behind_is_forced_off_at_its_deadline() {
+fn unresponsive_guest_without_supervisor_is_forced_off() {
     let Some((lab, qemu)) = left_behind("boot-deaf.qcow2", "shutdownTimeoutSec = 1") else {
         return;
     };
@@ -129,7 +129,7 @@ fn a_deaf_guest_that_was_left_behind_is_forced_off_at_its_deadline() {
 }
 
 #[test]
-fn who_starts_the_unit_again_reads_a_newer_vm_file_before() {
+fn unit_start_reads_newer_vm_file() {
     if guest("boot.qcow2").is_none() {
         return;
     }
@@ -151,7 +151,7 @@ fn who_starts_the_unit_again_reads_a_newer_vm_file_before() {
         // A supervisor that was killed with its QEMU.
         ("signal", "killed", "KILL", none, "yes", true),
         ("exit-code", "exited", "1", none, "no", false),
-        // It is not started again.
+        // The VM is not started again.
         ("exit-code", "exited", "1", "42 qvm@web.service stop running", "yes", false),
         ("exit-code", "exited", "78", none, "yes", false),
         ("success", "exited", "0", none, "yes", false),
@@ -165,7 +165,7 @@ fn who_starts_the_unit_again_reads_a_newer_vm_file_before() {
 }
 
 #[test]
-fn a_vm_file_that_is_gone_keeps_nothing_from_being_reaped() {
+fn missing_vm_file_does_not_prevent_reap() {
     let Some((lab, qemu)) = left_behind("boot.qcow2", "") else { return };
     fs::remove_file(lab.file("web")).unwrap();
     assert!(reap(&lab, "exit-code", "exited", "1").status.success());
@@ -174,7 +174,7 @@ fn a_vm_file_that_is_gone_keeps_nothing_from_being_reaped() {
 }
 
 #[test]
-fn a_guest_with_a_supervisor_is_not_reaped() {
+fn guest_with_supervisor_is_not_reaped() {
     let Some(image) = guest("boot.qcow2") else { return };
     let mut lab = Lab::new();
     lab.vm("web", &image, "");
@@ -186,7 +186,7 @@ fn a_guest_with_a_supervisor_is_not_reaped() {
 }
 
 #[test]
-fn a_vm_file_that_has_become_invalid_or_is_gone_ends_no_guest() {
+fn invalid_or_missing_vm_file_ends_no_guest() {
     let Some((mut lab, qemu)) = left_behind("boot.qcow2", "") else { return };
     let good = fs::read_to_string(lab.file("web")).unwrap();
     fs::write(lab.file("web"), "vcpu = ").unwrap();
@@ -204,19 +204,19 @@ fn a_vm_file_that_has_become_invalid_or_is_gone_ends_no_guest() {
     fs::write(lab.file("web"), good).unwrap();
     assert!(reap(&lab, "success", "exited", "0").status.success());
     assert!(!runs(qemu));
-    // Without a guest the same file is refused.
+    // Without a guest, the same file is refused.
     fs::write(lab.file("web"), "vcpu = ").unwrap();
     assert_eq!(lab.qvm(&["run", "web"]).status.code(), Some(78));
 }
 
 #[test]
-fn a_failure_of_the_host_does_not_count_as_a_start() {
+fn host_fault_does_not_count_as_start() {
     if guest("boot.qcow2").is_none() {
         return;
     }
     let lab = Lab::new();
     let asked = systemctl(&lab);
-    // The device is one that has not come yet: the host's fault.
+    // The device does not exist yet: a fault of the host.
     let text = "accel = \"tcg\"\n[disk.root]\ndevice = \"/dev/qvm-none\"\n";
     fs::write(lab.file("web"), text).unwrap();
     let run = |in_unit: bool| {
@@ -225,7 +225,7 @@ fn a_failure_of_the_host_does_not_count_as_a_start() {
             format!("{}:{}", lab.path().join("bin").display(), std::env::var("PATH").unwrap());
         let mut command = lab.command(&["run", "web"]);
         if in_unit {
-            command.env("NOTIFY_SOCKET", lab.path().join("nobody"));
+            command.env("NOTIFY_SOCKET", lab.path().join("unused"));
         }
         let output = command.env("PATH", path).stdin(Stdio::null()).output().unwrap();
         assert_eq!(output.status.code(), Some(75), "{}", err(&output));
@@ -234,18 +234,18 @@ fn a_failure_of_the_host_does_not_count_as_a_start() {
     let user = if nix::unistd::geteuid().is_root() { "" } else { "--user " };
     assert_eq!(run(true).0, format!("{user}reset-failed qvm@web.service\n"));
     assert_eq!(run(false).0, "");
-    // Where systemctl fails, that is told, and changes nothing.
+    // A failure of systemctl is reported, and changes nothing.
     fs::write(lab.path().join("bin/systemctl"), "#!/bin/sh\necho no >&2\nexit 1\n").unwrap();
     let (_, said) = run(true);
     assert!(said.contains("`systemctl reset-failed qvm@web.service` failed: no"), "{said}");
-    // ExecStopPost= of that only pauses, so that the restarts come at a pace.
+    // ExecStopPost= then only waits, to delay the restarts.
     let begun = std::time::Instant::now();
     assert!(reap(&lab, "exit-code", "exited", "75").status.success());
     assert!(begun.elapsed() >= std::time::Duration::from_secs(2));
 }
 
 #[test]
-fn a_silent_qemu_is_left_as_long_as_it_is_restarted_and_ended_when_it_is_stopped() {
+fn silent_qemu_survives_restart_but_not_stop() {
     let Some((mut lab, qemu)) = left_behind("boot.qcow2", "") else { return };
     systemctl(&lab);
     signal(qemu, SIGSTOP);
@@ -260,12 +260,12 @@ fn a_silent_qemu_is_left_as_long_as_it_is_restarted_and_ended_when_it_is_stopped
 }
 
 #[test]
-fn the_host_is_at_fault_where_a_bridge_is_missing() {
+fn missing_bridge_is_a_host_fault() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "bridge = \"qvmnone0\"\n");
     let qvm = lab.command(&["run", "web"]);
-    // In a network namespace of its own, so that no tap is ever made in this machine's.
+    // In a network namespace, so that no tap is created on this machine.
     let mut command = Command::new("unshare");
     command
         .args(["--user", "--map-root-user", "--net"])
@@ -288,12 +288,12 @@ fn the_host_is_at_fault_where_a_bridge_is_missing() {
 }
 
 #[test]
-fn the_host_is_at_fault_where_the_image_server_is_away_and_the_vm_where_it_says_no() {
+fn unreachable_image_server_is_a_host_fault() {
     if guest("boot.qcow2").is_none() {
         return;
     }
     let lab = Lab::new();
-    // A port that nobody listens on: it was free a moment ago, and is bound but not listening now.
+    // A port without a listener: it was free a moment ago, and is bound but not listening now.
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = socket.local_addr().unwrap().port();
     drop(socket);
@@ -304,7 +304,7 @@ fn the_host_is_at_fault_where_the_image_server_is_away_and_the_vm_where_it_says_
     let output = lab.qvm(&["run", "web"]);
     assert!(err(&output).contains("cannot download"), "{}", err(&output));
     assert_eq!(output.status.code(), Some(75));
-    // What the VM file says is the VM's own fault.
+    // The content of the VM file is a fault of the VM.
     let missing = "accel = \"tcg\"\n[image]\npath = \"/nowhere/x.qcow2\"\n";
     fs::write(lab.file("web"), missing).unwrap();
     assert_eq!(lab.qvm(&["run", "web"]).status.code(), Some(1));

@@ -1,4 +1,4 @@
-//! Faults of the host, on real QEMU: what is seen of each, and that nothing is lost.
+//! Faults of the host, on real QEMU: their reports, and that no data is lost.
 
 use std::{
     fs,
@@ -14,10 +14,11 @@ const SIGTERM: i32 = 15;
 const SIGCONT: i32 = 18;
 const SIGSTOP: i32 = 19;
 const MIB: u64 = 1 << 20;
-/// What the guest writes at a time.
+/// The size of each write of the guest.
 const PIECE: u64 = 8 * MIB;
 
-/// A VM of the tiny guest with a disk `data` of 64 MiB on a file system of its own that has as much, all of it taken but for 4 MiB.
+/// A VM of the tiny guest with a disk `data` of 64 MiB on a file system of the same size, which is
+/// full except for 4 MiB.
 fn tight(format: &str, more: &str) -> Option<(Lab, PathBuf, usize)> {
     let image = guest("tiny.qcow2")?;
     let mut lab = Lab::new();
@@ -44,12 +45,12 @@ fn fill(lab: &Lab, small: &Path) {
     mounts(lab).fill(small, PIECE / 2);
 }
 
-/// What the guest writes as its `nth` piece.
+/// The content of the guest's `nth` write.
 fn line(nth: u64) -> String {
     format!("piece-{nth}")
 }
 
-/// Has the guest write a piece, and say so when it is on the disk.
+/// Makes the guest write a block, and print a message after its sync.
 fn writes(lab: &Lab, nth: u64) {
     let (text, seek) = (line(nth), nth * PIECE / 65536);
     let command = format!(
@@ -62,7 +63,7 @@ fn has_written(lab: &Lab, nth: u64) {
     lab.says("web", &format!("WRITTEN {}", line(nth)), 1);
 }
 
-/// What was written is there, every byte.
+/// Checks that every byte was written.
 fn is_whole(bytes: &[u8], nth: u64) {
     let at = usize::try_from(nth * PIECE).unwrap();
     let piece = &bytes[at..at + usize::try_from(PIECE).unwrap()];
@@ -83,12 +84,12 @@ fn has_note(lab: &Lab, note: &str, part: &str) {
     });
 }
 
-/// Waits until the status has the note that the disk is full.
+/// Waits until the status has the note about the full disk.
 fn is_full(lab: &Lab, part: &str) {
     has_note(lab, "no-space disk.data", part);
 }
 
-/// How often this happened, of late.
+/// The number of recent events of this kind.
 fn events(lab: &Lab, name: &str) -> usize {
     lab.ok(&["events", "web"]).matches(name).count()
 }
@@ -97,14 +98,14 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Ends the supervisor as the kernel would; QEMU goes on.
+/// Kills the supervisor; QEMU keeps running.
 fn crashes(lab: &mut Lab, supervisor: usize) {
     signal(lab.supervisor(supervisor).id().cast_signed(), SIGKILL);
     assert_eq!(lab.exit_code(supervisor), None);
 }
 
 #[test]
-fn a_guest_is_held_while_a_disk_is_full_and_goes_on_by_itself() {
+fn full_disk_pauses_guest_until_space() {
     let Some((mut lab, small, one)) = tight("raw", "") else { return };
     writes(&lab, 0);
     lab.wait_state("web", "paused");
@@ -127,15 +128,15 @@ fn a_guest_is_held_while_a_disk_is_full_and_goes_on_by_itself() {
 
 #[test]
 #[ignore = "make test-faults"]
-fn whoever_comes_between_a_full_disk_and_its_room() {
+fn full_disk_with_concurrent_requests() {
     let Some((mut lab, small, one)) = tight("raw", "") else { return };
-    // An operator who is too early: it is told again.
+    // A resume before there is space: the note is repeated.
     writes(&lab, 0);
     is_full(&lab, "");
     lab.ok(&["resume", "web"]);
-    until("it is told again", || events(&lab, "QVM_NO_SPACE") == 2);
+    until("it is reported again", || events(&lab, "QVM_NO_SPACE") == 2);
     is_full(&lab, "");
-    // A supervisor that crashes meanwhile: the next one knows, and waits as this one did.
+    // The supervisor crashes meanwhile: the next one knows the cause, and waits too.
     crashes(&mut lab, one);
     let two = lab.run("web");
     lab.wait_state("web", "paused");
@@ -143,7 +144,7 @@ fn whoever_comes_between_a_full_disk_and_its_room() {
     mounts(&lab).make_room(&small);
     has_written(&lab, 0);
 
-    // An operator who wants it held: room alone is not enough, not for a later supervisor either.
+    // An operator's pause: space alone does not resume the guest, not even with a later supervisor.
     fill(&lab, &small);
     writes(&lab, 1);
     is_full(&lab, "");
@@ -159,7 +160,8 @@ fn whoever_comes_between_a_full_disk_and_its_room() {
     has_written(&lab, 1);
     assert_eq!(lab.notes("web"), [""; 0]);
 
-    // Its state is saved: the write that waits for room is in it, and waits on after the next start.
+    // The guest is suspended: the state contains the waiting write, which waits again after the
+    // next start.
     fill(&lab, &small);
     writes(&lab, 2);
     is_full(&lab, "");
@@ -167,11 +169,11 @@ fn whoever_comes_between_a_full_disk_and_its_room() {
     assert_eq!(lab.exit_code(three), Some(0));
     let four = lab.run("web");
     is_full(&lab, "16 MiB");
-    assert!(lab.log("web").contains("goes on from the saved state"), "{}", lab.log("web"));
+    assert!(lab.log("web").contains("continues from the saved state"), "{}", lab.log("web"));
     mounts(&lab).make_room(&small);
     has_written(&lab, 2);
 
-    // A stop: the guest cannot shut down before it can write, and does then.
+    // A stop: the guest cannot shut down before its write completes, and then does.
     fill(&lab, &small);
     writes(&lab, 3);
     is_full(&lab, "");
@@ -185,10 +187,11 @@ fn whoever_comes_between_a_full_disk_and_its_room() {
     (0..4).for_each(|nth| is_whole(&bytes, nth));
 }
 
-/// QEMU's NVMe cannot hold a guest for a write that failed (it has no `werror`): its guest is told.
+/// QEMU's NVMe device cannot pause a guest at a failed write (it has no `werror`): the guest gets
+/// the error.
 #[test]
 #[ignore = "make test-faults"]
-fn an_nvme_disk_tells_its_guest_of_a_full_host() {
+fn nvme_guest_gets_write_error() {
     let Some((mut lab, _small, one)) = tight("raw", "[disk.data]\nbus = \"nvme\"\n") else {
         return;
     };
@@ -205,7 +208,7 @@ fn an_nvme_disk_tells_its_guest_of_a_full_host() {
 
 #[test]
 #[ignore = "make test-faults"]
-fn a_stop_while_a_disk_stays_full_is_bounded_and_the_disk_stays_good() {
+fn stop_with_full_disk_is_bounded() {
     let Some((mut lab, small, one)) = tight("qcow2", "shutdownTimeoutSec = 3\n") else { return };
     writes(&lab, 0);
     is_full(&lab, "");
@@ -215,7 +218,7 @@ fn a_stop_while_a_disk_stays_full_is_bounded_and_the_disk_stays_good() {
     assert_eq!(lab.last_reason("web"), "forced-off");
     let image = small.join("data.qcow2");
     let checked = mounts(&lab).command("qemu-img").arg("check").arg(&image).output().unwrap();
-    // Clusters that were taken and not used yet are no damage: 3 tells of such alone.
+    // Allocated but unused clusters are no damage: exit code 3 means only those.
     assert!(matches!(checked.status.code(), Some(0 | 3)), "{checked:?}");
     mounts(&lab).make_room(&small);
     let again = lab.run("web");
@@ -227,7 +230,7 @@ fn a_stop_while_a_disk_stays_full_is_bounded_and_the_disk_stays_good() {
 }
 
 #[test]
-fn a_start_that_finds_no_room_for_its_disk_leaves_nothing() {
+fn start_without_disk_space_leaves_nothing() {
     let Some(image) = guest("tiny.qcow2") else { return };
     let mut lab = Lab::new();
     lab.vm("web", &image, "");
@@ -243,7 +246,7 @@ fn a_start_that_finds_no_room_for_its_disk_leaves_nothing() {
     assert!(!lab.state("web", "root.qcow2").exists());
 }
 
-/// A VM file around a guest image, with file systems of its own for what is kept and for what is not.
+/// A VM with a guest image, with separate file systems for its state and its runtime directory.
 fn with_small_places(image: &str, runtime: &str) -> Option<Lab> {
     let image = guest(image)?;
     let mut lab = Lab::new();
@@ -255,7 +258,7 @@ fn with_small_places(image: &str, runtime: &str) -> Option<Lab> {
     Some(lab)
 }
 
-/// What begins with `.qvm-` in a directory.
+/// The files in a directory that begin with `.qvm-`.
 fn left_overs(dir: &Path) -> Vec<String> {
     let names = fs::read_dir(dir).into_iter().flatten().flatten();
     let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
@@ -263,7 +266,7 @@ fn left_overs(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn nothing_is_begun_where_the_runtime_directory_is_full_and_what_runs_goes_on() {
+fn full_runtime_directory_prevents_starts_only() {
     let Some(mut lab) = with_small_places("boot.qcow2", "size=256k") else { return };
     let runtime = lab.path().join("r");
     mounts(&lab).fill(&runtime, 0);
@@ -277,7 +280,7 @@ fn nothing_is_begun_where_the_runtime_directory_is_full_and_what_runs_goes_on() 
     lab.says("web", "BOOT-GUEST-READY", 1);
     let qemu = lab.qemu_pid("web");
     mounts(&lab).fill(&runtime, 0);
-    // What is lost: a later supervisor would take this for a pause of QEMU's own.
+    // The record is lost: a later supervisor would regard this as a pause of QEMU.
     lab.ok(&["pause", "web"]);
     lab.wait_state("web", "paused");
     let lost = "the last change is lost if the supervisor restarts: cannot write";
@@ -285,7 +288,7 @@ fn nothing_is_begun_where_the_runtime_directory_is_full_and_what_runs_goes_on() 
     lab.ok(&["resume", "web"]);
     lab.wait_state("web", "running");
     assert_eq!(left_overs(&lab.runtime("web", "")), [""; 0]);
-    // Another supervisor takes over all the same.
+    // Another supervisor adopts QEMU nevertheless.
     crashes(&mut lab, one);
     let two = lab.run("web");
     until("it is taken over", || lab.log("web").contains("taken over"));
@@ -297,7 +300,7 @@ fn nothing_is_begun_where_the_runtime_directory_is_full_and_what_runs_goes_on() 
 }
 
 #[test]
-fn a_guest_does_not_mind_a_state_directory_that_takes_no_more() {
+fn guest_survives_full_state_directory() {
     let Some(mut lab) = with_small_places("boot-flood.qcow2", "size=1m") else { return };
     let state = lab.path().join("s");
     let one = lab.run("web");
@@ -313,7 +316,7 @@ fn a_guest_does_not_mind_a_state_directory_that_takes_no_more() {
     assert_eq!(left_overs(&lab.state("web", "")), [""; 0]);
     mounts(&lab).make_room(&state);
 
-    // Read-only, as after an error of the file system: what is not opened yet cannot be written any more.
+    // Read-only, like after a file system error: new files cannot be opened for writing.
     let two = lab.run("web");
     lab.wait_state("web", "running");
     let read_only =
@@ -334,7 +337,7 @@ fn a_guest_does_not_mind_a_state_directory_that_takes_no_more() {
     assert_eq!((lab.exit_code(three), lab.last_reason("web").as_str()), (Some(0), "killed"));
 }
 
-/// What a service manager is told.
+/// The notifications of a service manager.
 struct Manager {
     socket: UnixDatagram,
     path: PathBuf,
@@ -346,7 +349,7 @@ impl Manager {
         Self { socket: UnixDatagram::bind(&path).unwrap(), path }
     }
 
-    /// Waits until it is told this, and not that meanwhile.
+    /// Waits for this notification, and checks that the other one is not sent meanwhile.
     fn hears(&self, text: &str, never: Option<&str>) {
         self.socket.set_read_timeout(Some(crate::lab::LONG)).unwrap();
         loop {
@@ -363,7 +366,7 @@ impl Manager {
 
 #[test]
 #[ignore = "make test-faults"]
-fn a_qemu_that_hangs_is_told_and_waited_for_and_taken_over_when_it_wakes() {
+fn hung_qemu_is_reported_and_adopted_later() {
     let Some(image) = guest("boot.qcow2") else { return };
     let mut lab = Lab::new();
     lab.vm("web", &image, "");
@@ -384,12 +387,12 @@ fn a_qemu_that_hangs_is_told_and_waited_for_and_taken_over_when_it_wakes() {
         (Some("running"), 1)
     );
     signal(qemu, SIGCONT);
-    // It had not been fed in between.
+    // The watchdog was not notified meanwhile.
     manager.hears("STATUS=running", None);
     manager.hears("WATCHDOG=1", None);
     assert_eq!((lab.notes("web").len(), events(&lab, "QVM_MONITOR_ANSWERS")), (0, 1));
 
-    // It hangs for so long that systemd ends the supervisor (WatchdogSec=), again and again.
+    // The hang is so long that systemd kills the supervisor (WatchdogSec=), repeatedly.
     signal(qemu, SIGSTOP);
     crashes(&mut lab, one);
     let output = lab.qvm(&["run", "web"]);
@@ -409,7 +412,7 @@ fn a_qemu_that_hangs_is_told_and_waited_for_and_taken_over_when_it_wakes() {
     assert_eq!((lab.exit_code(patient), lab.last_reason("web").as_str()), (Some(0), "stopped"));
 }
 
-/// Programs of the lab's own, first in `PATH`, that never end; they do with this.
+/// Fake programs, first in `PATH`, that never end; they end with this.
 struct Hanging {
     pids: PathBuf,
     path: String,
@@ -444,12 +447,12 @@ impl Drop for Hanging {
 
 #[test]
 #[ignore = "make test-faults"]
-fn a_service_manager_that_hangs_holds_up_no_start_and_no_stop() {
+fn hung_service_manager_delays_nothing() {
     let Some(image) = guest("boot.qcow2") else { return };
     let mut lab = Lab::new();
     lab.vm("web", &image, "hostShutdown = \"suspend\"\n");
     let hanging = Hanging::new(&lab, &["systemctl", "machinectl", "busctl"]);
-    // Nobody ever reads what it is told.
+    // The socket is never read.
     let deaf = Manager::new(&lab);
     let (path, notify) = (hanging.path.clone(), deaf.path.clone());
     let one = lab.run_with("web", |command| {
@@ -457,13 +460,13 @@ fn a_service_manager_that_hangs_holds_up_no_start_and_no_stop() {
     });
     lab.says("web", "BOOT-GUEST-READY", 1);
     lab.wait_state("web", "running");
-    // systemd is asked whether the host goes down, and does not say; then it is a stop.
+    // systemd does not answer whether the host shuts down: the signal counts as a stop.
     signal(lab.supervisor(one).id().cast_signed(), SIGTERM);
     assert_eq!(lab.exit_code(one), Some(0));
     assert_eq!(lab.last_reason("web"), "stopped");
     assert!(!hanging.begun().is_empty());
 
-    // A start that the host does not allow wants its count cleared.
+    // A refused start resets its restart counter.
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     lab.vm("web", &image, &format!("forward = [\"{port}:7\"]\n"));
@@ -477,7 +480,7 @@ fn a_service_manager_that_hangs_holds_up_no_start_and_no_stop() {
 
 #[test]
 #[ignore = "make test-faults"]
-fn a_start_is_refused_where_the_unit_s_manager_does_not_answer() {
+fn start_is_refused_without_manager_reply() {
     let mut lab = Lab::new();
     let hanging = Hanging::new(&lab, &["systemctl"]);
     let etc = lab.path().join("etc");
@@ -507,7 +510,7 @@ fn resident(pid: u32) -> u64 {
 
 #[test]
 #[ignore = "make test-faults"]
-fn a_guest_that_says_too_much_on_every_channel_is_stopped_in_time() {
+fn flooding_guest_is_stopped_in_time() {
     let Some(image) = guest("tiny.qcow2") else { return };
     let mut lab = Lab::new();
     lab.vm("web", &image, "mem = \"256M\"\nshutdownTimeoutSec = 60\n");
@@ -516,7 +519,7 @@ fn a_guest_that_says_too_much_on_every_channel_is_stopped_in_time() {
     let agent = "/dev/virtio-ports/org.qemu.guest_agent.0";
     let floods = [
         "killall qemu-ga".to_owned(),
-        // The beginning of an answer, and never its end, to whoever opens the channel.
+        // The beginning of an answer without an end, for every client of the channel.
         format!("(while :; do (printf '\\377'; cat /dev/zero) >{agent}; done) 2>/dev/null &"),
         "(while :; do hwclock -w; done) >/dev/null 2>&1 &".to_owned(),
         "(while :; do echo flood; done) >/dev/console &".to_owned(),
@@ -532,7 +535,7 @@ fn a_guest_that_says_too_much_on_every_channel_is_stopped_in_time() {
         assert_eq!(lab.status("web")["state"], "running");
         assert!(!lab.qvm(&["ip", "web"]).status.success());
     }
-    // The longest answer of an agent has 48 MiB.
+    // The maximum length of an agent's answer is 48 MiB.
     let most = resident(lab.supervisor(one).id());
     assert!(most < 128 * MIB, "{most} bytes");
     assert!(lab.log("web").len() < 64 << 10, "{} bytes of log", lab.log("web").len());

@@ -1,4 +1,4 @@
-//! Storage that hangs, on real QEMU: what is seen of it, and that no end waits for it.
+//! Hung storage, on real QEMU: its report, and that no end waits for it.
 
 use std::{
     fs,
@@ -15,17 +15,18 @@ use crate::lab::{
 
 const SIGTERM: i32 = 15;
 const SIGUSR2: i32 = 12;
-/// What a status may take; the best of some tries counts, since other tests run as well.
+/// The time limit of a status; the best of several attempts counts, because other tests run in
+/// parallel.
 const STATUS_LIMIT: Duration = Duration::from_millis(100);
 
-/// Which of a VM's directories is on the storage that hangs.
+/// The directory of a VM on the hung storage.
 #[derive(Clone, Copy)]
 enum Of {
     State,
     VmFile,
 }
 
-/// A VM that runs, and the storage of one of its directories.
+/// A running VM, and the storage of one of its directories.
 fn vm(of: Of, image: &str, more: &str) -> Option<(Lab, Hanging, usize)> {
     let image = guest(image)?;
     let mut lab = Lab::new();
@@ -52,7 +53,7 @@ fn vm(of: Of, image: &str, more: &str) -> Option<(Lab, Hanging, usize)> {
     Some((lab, storage, one))
 }
 
-/// How long the supervisor takes to tell its status, by its socket.
+/// The time that the supervisor needs for its status, by its socket.
 fn status_takes(lab: &Lab) -> Duration {
     let socket = lab.runtime("web", "control.sock");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -64,7 +65,7 @@ fn status_takes(lab: &Lab) -> Duration {
     })
 }
 
-/// The supervisor tells its status in time, and so does `qvm status`.
+/// Checks that the supervisor and `qvm status` report the status in time.
 fn answers(lab: &Lab, state: &str) {
     let best = (0..10).map(|_| status_takes(lab)).min().unwrap();
     assert!(best < STATUS_LIMIT, "a status takes {best:?}");
@@ -72,12 +73,12 @@ fn answers(lab: &Lab, state: &str) {
     assert_eq!(lab.status("web")["state"], state);
 }
 
-/// Waits for a state without reading the console log, which is on the storage that hangs.
+/// Waits for a state without reading the console log, which is on the hung storage.
 fn reaches(lab: &Lab, state: &str) {
     until(state, || lab.status("web")["state"] == state);
 }
 
-/// Has what is waiting for the storage come to wait: nothing is told of that from outside.
+/// Lets the waiting operations reach the storage: that is not visible from outside.
 fn hang(storage: &Hanging, how: Storage) {
     storage.is(how);
     std::thread::sleep(Duration::from_millis(300));
@@ -87,7 +88,7 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Some seconds of output have come, as the supervisor tells by what it loses.
+/// Some seconds of output have arrived, according to the lost bytes.
 fn loses_output(lab: &Lab) {
     until("output is lost", || lab.has_note("web", "console-output-lost"));
 }
@@ -111,7 +112,7 @@ fn state_directory_hangs_and_console_output_is_counted() {
         both.is_ok_and(|text| text.contains("bytes were not logged]"))
             || lab.log("web").contains("bytes of console output were not logged")
     };
-    until("the log tells what it lacks", told);
+    until("the log reports lost output", told);
     lab.ok(&["kill", "web"]);
 }
 
@@ -142,8 +143,7 @@ fn kill_works_while_a_directory_hangs() {
     }
 }
 
-/// The VM that is forced off is found among all QEMU processes, one of which has files on storage
-/// that hangs.
+/// The VM to force off is found among all QEMU processes, one of which has files on hung storage.
 #[test]
 fn unknown_vm_is_killed_beside_hung_storage() {
     let Some((lab, storage, _one)) = vm(Of::State, "boot-flood.qcow2", "") else { return };
@@ -181,7 +181,7 @@ fn vm_file_hangs_and_a_reload_is_refused() {
     let more = "shutdownTimeoutSec = 2\n";
     let Some((mut lab, storage, one)) = vm(Of::VmFile, "boot-deaf.qcow2", more) else { return };
     hang(&storage, Storage::Hangs);
-    // By the supervisor itself: `qvm apply` reads the VM file as well.
+    // By the supervisor: `qvm apply` reads the VM file as well.
     let socket = lab.runtime("web", "control.sock");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let reloaded = runtime.block_on(async {
@@ -233,10 +233,10 @@ fn qemu_that_no_signal_ends_is_reported() {
     signal(lab.supervisor(one).id().cast_signed(), SIGTERM);
     let log = |lab: &Lab| lab.log("web");
     until("SIGKILL", || log(&lab).contains("SIGKILL"));
-    until("the end is told", || log(&lab).contains("has not ended: the kernel waits"));
+    until("the end is reported", || log(&lab).contains("after SIGKILL: the kernel waits"));
     assert!(runs(qemu), "QEMU could be killed");
     assert!(lab.runtime("web", "record.json").exists());
-    // A thread of the supervisor that waits for the same storage holds up its exit, and nothing else does.
+    // Only a thread of the supervisor that waits for the same storage delays its exit.
     until("the control socket goes", || !lab.runtime("web", "control.sock").exists());
     storage.is(Storage::Answers);
     assert_eq!(lab.exit_code(one), Some(70), "{}", log(&lab));

@@ -1,4 +1,4 @@
-//! Verbs while storage hangs: what is known is shown, what is not is refused, and each verb ends.
+//! Verbs during hung storage: known information is printed, unknown is refused, and each verb ends.
 
 use std::{
     fs,
@@ -19,10 +19,11 @@ use crate::lab::{
 
 const SIGINT: i32 = 2;
 const SIGTERM: i32 = 15;
-/// What a verb may take on a busy machine; its own deadlines are 2 s, and 10 s of a supervisor.
+/// The time limit of a verb on a busy machine; its own time limits are 2 s, and 10 s for a
+/// supervisor.
 const BOUND: Duration = Duration::from_secs(60);
 
-/// What is on the storage that hangs.
+/// The directory on the hung storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Of {
     State,
@@ -30,7 +31,7 @@ enum Of {
     Config,
 }
 
-/// `web`, which runs, and `idle`, which is down and whose directory of this kind hangs.
+/// The running `web`, and the stopped `idle`, whose directory of this kind hangs.
 fn vms(of: Of) -> Option<(Lab, Hanging)> {
     let image = guest("boot-deaf.qcow2")?;
     let mut lab = Lab::new();
@@ -92,7 +93,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Every verb of a list ends as it should, all at once: what a wrong one says is collected.
+/// Checks that every verb of a list ends as expected, all in parallel, and collects the failures.
 fn end_with(lab: &Lab, storage: &Hanging, verbs: &[(&str, i32)]) {
     let words = |verb: &str| verb.split(' ').map(str::to_owned).collect::<Vec<_>>();
     let mut wrong = vec![];
@@ -117,14 +118,14 @@ fn end_with(lab: &Lab, storage: &Hanging, verbs: &[(&str, i32)]) {
             Some(_) => {}
         }
     }
-    // Before the assertion: a test that ends leaves nothing that hangs.
+    // Before the assertion: a test that ends must leave no hung process.
     if !wrong.is_empty() {
         storage.is(Storage::Answers);
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// What `qvm list --json` tells: `web` is known whole, `idle` is not.
+/// The output of `qvm list --json`: `web` is known completely, `idle` is not.
 fn is_listed(lab: &Lab, directory: &str) {
     let ended = ends(spawn(lab, &["list", "--json"])).expect("qvm list hangs");
     let all: Vec<serde_json::Value> = serde_json::from_slice(&ended.stdout).unwrap();
@@ -143,7 +144,7 @@ fn is_listed(lab: &Lab, directory: &str) {
     assert!(metrics.contains("qvm_vm_state{vm=\"web\",state=\"running\"} 1"), "{metrics}");
 }
 
-/// What ends the same whatever hangs.
+/// Verbs with the same result for any hung directory.
 const ALWAYS: [(&str, i32); 15] = [
     ("list", 0),
     ("list --json", 0),
@@ -162,7 +163,7 @@ const ALWAYS: [(&str, i32); 15] = [
     ("wait --for running web", 0),
 ];
 
-/// What needs to know whether `idle` runs.
+/// Verbs that need to know whether `idle` runs.
 const OF_STATE: [(&str, i32); 9] = [
     ("start --discard-state idle", 75),
     ("stop idle", 75),
@@ -181,7 +182,7 @@ fn verbs_end_while_state_directory_hangs() {
     is_listed(&lab, "/s/vms/idle");
     end_with(&lab, &storage, &ALWAYS);
     end_with(&lab, &storage, &OF_STATE);
-    // The supervisor is there, and cannot do it.
+    // The supervisor is running, and cannot do it.
     end_with(&lab, &storage, &[("suspend web", 75), ("apply web", 75), ("status web", 0)]);
     assert_eq!(lab.status("web")["state"], "running");
     end_with(&lab, &storage, &[("stop web", 0)]);
@@ -205,7 +206,7 @@ fn verbs_end_while_config_directory_hangs() {
     let Some((lab, storage)) = vms(Of::Config) else { return };
     is_listed(&lab, "/c/vms");
     end_with(&lab, &storage, &ALWAYS);
-    // It is known not to run.
+    // `idle` is known not to run.
     let down = ["stop idle", "suspend idle", "apply idle", "pause idle"].map(|verb| (verb, 3));
     end_with(&lab, &storage, &down);
     end_with(&lab, &storage, &[("apply web", 75), ("suspend web", 0), ("start web", 75)]);
@@ -220,7 +221,7 @@ fn waits_for_storage(pid: u32) -> bool {
     tasks.into_iter().flatten().flatten().any(|entry| waits(&entry.path()))
 }
 
-/// Sends a signal to a verb that waits for storage; whether the signal ended the verb.
+/// Sends a signal to a verb that waits for storage; returns whether the signal ended the verb.
 fn is_ended_by(lab: &Lab, verb: &[&str], number: i32) -> bool {
     let mut child = spawn(lab, verb);
     let begun = Instant::now();
@@ -241,7 +242,7 @@ fn signals_end_verbs_that_wait() {
         for verb in ["list", "list --watch", "status", "metrics", "doctor", "start idle", "apply"] {
             for number in [SIGINT, SIGTERM] {
                 let words: Vec<&str> = verb.split(' ').collect();
-                // A verb that the test's machine has held up may have come to its end.
+                // A verb that a busy machine has delayed may have ended normally.
                 if !(0..5).any(|_| is_ended_by(&lab, &words, number)) {
                     wrong.push(format!("{of:?}: qvm {verb} is not ended by signal {number}"));
                 }
@@ -261,9 +262,9 @@ fn threads(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
 }
 
-/// A verb that repeats itself shows the VMs each time, and leaves no more threads behind.
+/// A verb that repeats its output prints the VMs each time, and does not collect threads.
 #[test]
-fn watching_goes_on_with_the_same_threads() {
+fn watch_keeps_the_same_threads() {
     for of in [Of::State, Of::OneVm, Of::Config] {
         let Some((lab, storage)) = vms(of) else { return };
         let mut command: Command = lab.command(&["list", "--watch", "1"]);

@@ -1,5 +1,6 @@
-//! A supervisor that is killed while it ends QEMU: the next one continues. A relay in front of QEMU's
-//! monitor stops the supervisor at a command, so that it is killed between the command and its effect.
+//! A supervisor that is killed while it ends QEMU: the next one continues. A relay in front of
+//! QEMU's monitor stops the supervisor at a command, so that it is killed between the command and
+//! its effect.
 
 use std::fs;
 
@@ -8,7 +9,7 @@ use crate::lab::{
     runs, until,
 };
 
-/// A VM with a supervisor, with a change that waits for a new QEMU where `changed`.
+/// A VM with a supervisor, with a change that requires a new QEMU if `changed`.
 fn supervised(image: &str, changed: bool) -> Option<(Relayed, usize)> {
     let mut vm = Relayed::new(image)?;
     let supervisor = vm.lab.run("web");
@@ -22,7 +23,7 @@ fn supervised(image: &str, changed: bool) -> Option<(Relayed, usize)> {
     Some((vm, supervisor))
 }
 
-/// Does something in whose course the supervisor is cut off, and kills it there.
+/// Performs an operation that disconnects the supervisor, and kills the supervisor there.
 fn killed_at(vm: &mut Relayed, supervisor: usize, cut: Cut, act: impl FnOnce(&Relayed)) {
     vm.cut(cut);
     act(vm);
@@ -32,14 +33,14 @@ fn killed_at(vm: &mut Relayed, supervisor: usize, cut: Cut, act: impl FnOnce(&Re
     vm.goes_on();
 }
 
-/// Asks for something without waiting for what comes of it.
+/// Sends a request without waiting for its result.
 fn ask(vm: &Relayed, words: &[&str]) {
     let mut command = vm.lab.command(words);
-    // It ends with the supervisor that it asks.
+    // It ends with the supervisor of its request.
     std::thread::spawn(move || command.output());
 }
 
-/// The next supervisor has a new QEMU, with the change.
+/// The next supervisor launches a new QEMU with the change.
 fn is_relaunched(vm: &mut Relayed) {
     let next = vm.lab.run("web");
     until("the new QEMU runs", || vm.lab.status("web")["memBytes"] == 96 << 20);
@@ -52,7 +53,7 @@ fn is_relaunched(vm: &mut Relayed) {
 
 #[test]
 fn reboot_relaunches_after_a_crash() {
-    // The guest may be on its way down yet, or be down when the next supervisor comes.
+    // The guest may still be shutting down, or be down when the next supervisor starts.
     for is_down in [false, true] {
         let Some((mut vm, supervisor)) = supervised("boot.qcow2", true) else { return };
         killed_at(&mut vm, supervisor, Cut::Behind("system_powerdown"), |vm| {
@@ -80,9 +81,9 @@ fn relaunch_follows_a_qemu_that_exited() {
     is_relaunched(&mut vm);
 }
 
-/// The guest ignores the power button: nothing but the ladder of the next supervisor ends it.
+/// The guest ignores the power button: only the stop ladder of the next supervisor ends it.
 #[test]
-fn stop_goes_on_after_a_crash() {
+fn stop_continues_after_a_crash() {
     let Some((mut vm, supervisor)) = supervised("boot-deaf.qcow2", false) else { return };
     killed_at(&mut vm, supervisor, Cut::Behind("system_powerdown"), |vm| {
         ask(vm, &["stop", "--timeout", "1", "web"]);
@@ -95,7 +96,7 @@ fn stop_goes_on_after_a_crash() {
 
 /// A restarted supervisor does not start a VM that was stopped; `qvm start` does.
 #[test]
-fn end_that_was_intended_stays_an_end() {
+fn intended_end_is_kept() {
     for (verb, reason) in [("stop", "stopped"), ("kill", "killed"), ("suspend", "suspended")] {
         for is_asked in [false, true] {
             let Some((mut vm, supervisor)) = supervised("boot.qcow2", false) else { return };
@@ -116,7 +117,7 @@ fn end_that_was_intended_stays_an_end() {
     }
 }
 
-/// The state is saved, and the guest must not run on: its disks would be newer than the state.
+/// The state is saved, and the guest must not continue: its disks would be newer than the state.
 #[test]
 fn suspended_guest_is_not_resumed_after_a_crash() {
     let Some((mut vm, supervisor)) = supervised("boot.qcow2", false) else { return };
@@ -131,9 +132,9 @@ fn suspended_guest_is_not_resumed_after_a_crash() {
     vm.lab.ok(&["kill", "web"]);
 }
 
-/// `ExecStopPost=` ends what the supervisor left.
+/// `ExecStopPost=` ends the remaining QEMU.
 #[test]
-fn reap_ends_a_vm_that_was_to_be_relaunched() {
+fn reap_ends_a_pending_relaunch() {
     let Some((mut vm, supervisor)) = supervised("boot.qcow2", true) else { return };
     killed_at(&mut vm, supervisor, Cut::Behind("system_powerdown"), |vm| {
         ask(vm, &["reboot", "web"]);

@@ -1,5 +1,5 @@
-//! Load: many VMs on one host, many clients at one VM, many lives of one VM, and a long life in short time.
-//! What takes minutes is for `make test-faults`; its figures are printed.
+//! Load: many VMs on one host, many clients of one VM, many starts of one VM, and a long run. `make
+//! test-faults` runs the tests of several minutes, and prints their figures.
 
 use std::{
     collections::BTreeMap,
@@ -19,7 +19,7 @@ const SIGHUP: i32 = 1;
 fn files(dir: &Path) -> BTreeMap<PathBuf, u64> {
     let mut all = BTreeMap::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        // Sockets and locks come and go.
+        // Sockets and locks are temporary.
         let Ok(meta) = entry.path().symlink_metadata() else { continue };
         match meta.is_dir() {
             true => all.extend(files(&entry.path())),
@@ -33,14 +33,14 @@ fn descriptors(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }
 
-/// A line of /proc/PID/FILE that is in kB, in bytes.
+/// A line in kB of /proc/PID/FILE, in bytes.
 fn kib(pid: u32, file: &str, key: &str) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap();
     line.split_whitespace().next().unwrap().parse::<u64>().unwrap() << 10
 }
 
-/// Processes that were started for this lab.
+/// The processes of this lab.
 fn processes(lab: &Lab) -> Vec<u32> {
     let dir = lab.path().to_str().unwrap().to_owned();
     let all = fs::read_dir("/proc").unwrap().flatten();
@@ -56,7 +56,7 @@ fn small(lab: &Lab, name: &str, image: &Path) {
     lab.vm(name, image, "mem = \"16M\"\nshutdownTimeoutSec = 20\n");
 }
 
-/// `count` lives of one VM, and what each leaves.
+/// Starts and ends a VM `count` times, and returns the leftovers of each run.
 fn lives(count: usize) {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
@@ -67,7 +67,7 @@ fn lives(count: usize) {
         until("its supervisor has gone", || processes(&lab).is_empty());
         assert!(!lab.runtime("web", "record.json").exists(), "after life {nr}");
     };
-    // The eleventh end takes the place of the first.
+    // The eleventh end replaces the first.
     (0..11).for_each(life);
     let (before, begun) = (files(lab.path()), Instant::now());
     (11..count).for_each(life);
@@ -91,24 +91,24 @@ fn lives(count: usize) {
 }
 
 #[test]
-fn a_few_lives_of_a_vm_leave_nothing() {
+fn few_runs_leave_nothing() {
     lives(20);
 }
 
 #[test]
 #[ignore = "make test-faults"]
-fn a_thousand_lives_of_a_vm_leave_nothing() {
+fn thousand_runs_leave_nothing() {
     lives(1000);
 }
 
-/// A call, as it goes over the wire.
+/// A varlink call as bytes.
 fn call(method: &str, more: bool) -> Vec<u8> {
     let text = serde_json::json!({ "method": method, "parameters": {}, "more": more }).to_string();
     [text.as_bytes(), b"\0"].concat()
 }
 
 #[test]
-fn clients_that_are_silent_or_slow_hold_up_nobody_and_no_stop() {
+fn silent_and_slow_clients_delay_nothing() {
     let Some(image) = guest("boot.qcow2") else { return };
     let mut lab = Lab::new();
     small(&lab, "web", &image);
@@ -119,14 +119,15 @@ fn clients_that_are_silent_or_slow_hold_up_nobody_and_no_stop() {
     let pid = lab.supervisor(one).id();
     let fds = descriptors(pid);
     let connect = || UnixStream::connect(&socket).unwrap();
-    // Who says nothing; who asks again and again and never reads an answer; who listens to events and does not read them either.
+    // Clients that send nothing, that call repeatedly without reading, and that subscribe to events
+    // without reading.
     let silent: Vec<UnixStream> = (0..70).map(|_| connect()).collect();
     let status = call("io.qvm.Vm.Status", false);
     let slow: Vec<UnixStream> = (0..70)
         .map(|_| {
             let mut stream = connect();
             stream.set_nonblocking(true).unwrap();
-            // Until the supervisor takes no more from it.
+            // Until the supervisor reads no more from it.
             let full = Instant::now();
             while full.elapsed() < LONG {
                 if stream.write(&status).is_err() {
@@ -152,7 +153,7 @@ fn clients_that_are_silent_or_slow_hold_up_nobody_and_no_stop() {
     let answered = asked.elapsed();
     assert_eq!(told["state"], "running");
     let busy = descriptors(pid);
-    // What was still open for the start when it was counted first is closed by now.
+    // Descriptors of the start, which were open at the first count, are closed by now.
     assert!((fds + 190..fds + 220).contains(&busy), "{fds} descriptors, then {busy}");
     let asked = Instant::now();
     lab.ok(&["stop", "web"]);
@@ -160,13 +161,13 @@ fn clients_that_are_silent_or_slow_hold_up_nobody_and_no_stop() {
     let stopped = asked.elapsed();
     println!("with 200 clients: status in {answered:?}, stop in {stopped:?}");
     for mut stream in silent {
-        assert_eq!(stream.read(&mut [0]).unwrap(), 0, "its end is not told");
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0, "its end is not reported");
     }
     drop((slow, deaf));
 }
 
 #[test]
-fn clients_that_leave_in_the_middle_cost_nothing() {
+fn disconnected_clients_leave_nothing() {
     let Some(image) = guest("boot.qcow2") else { return };
     let mut lab = Lab::new();
     small(&lab, "web", &image);
@@ -187,7 +188,7 @@ fn clients_that_leave_in_the_middle_cost_nothing() {
 
 #[test]
 #[ignore = "make test-faults"]
-fn a_hundred_vms_on_one_host() {
+fn hundred_vms_on_one_host() {
     const COUNT: usize = 100;
     const FEW: usize = 10;
     let Some(image) = guest("boot.qcow2") else { return };
@@ -211,7 +212,7 @@ fn a_hundred_vms_on_one_host() {
         took.sort();
         took[5]
     };
-    // Alone each, so that what else the host does puts none of them off.
+    // One at a time, so that other load does not delay them.
     let begun = Instant::now();
     let mut few = None;
     for (nr, name) in names.iter().enumerate() {
@@ -238,7 +239,7 @@ fn a_hundred_vms_on_one_host() {
         .collect();
     let pss: Vec<u64> = supervisors.iter().map(|pid| kib(*pid, "smaps_rollup", "Pss:")).collect();
     let (mean, most) = (pss.iter().sum::<u64>() / COUNT as u64, *pss.iter().max().unwrap());
-    // One more, beside all others: what a start looks at grows with them.
+    // One more VM besides the others: a start reads the data of all.
     small(&lab, "one-more", &image);
     let (beside, _) = timed(&["start".to_owned(), "one-more".to_owned()]);
     let (stopped, _) = timed(&all("stop"));
@@ -255,15 +256,15 @@ fn a_hundred_vms_on_one_host() {
         most / 1000
     );
     println!("with {FEW} of them: list {few_list:?}, status --json {few_status:?}");
-    // In proportion to their number, and not to its square; three times that, for what else the machine does.
+    // Linear in their number, not quadratic; three times that, because of other load.
     let times = u32::try_from(3 * COUNT / FEW).unwrap();
     assert!(list < few_list * times, "{list:?}, with {FEW} {few_list:?}");
     assert!(status < few_status * times, "{status:?}, with {FEW} {few_status:?}");
-    // Of a build for debugging; `make bench` holds the other to its bound.
+    // For a debug build; `make bench` checks the release build.
     assert!(mean < 4_000_000, "{mean}");
 }
 
-/// What a supervisor has of the host.
+/// The resources of a supervisor.
 #[derive(Debug)]
 struct Weight {
     memory: u64,
@@ -283,12 +284,12 @@ fn weight(lab: &Lab, pid: u32) -> Weight {
 
 #[test]
 #[ignore = "make test-faults"]
-fn a_long_life_in_short_time() {
-    /// Statuses, and one of ten of these each: statistics, events listened to, console viewers; of a hundred: pauses, resets,
-    /// reloads of a changed file.
+fn long_run_uses_bounded_resources() {
+    /// Status requests, and one of ten of each of these: statistics, event subscriptions, console
+    /// viewers; of a hundred: pauses, resets, reloads of a changed file.
     const ROUNDS: usize = 100;
     const WARM: usize = 20;
-    // Its guest writes to the console without an end.
+    // The guest writes to the console without an end.
     let Some(image) = guest("boot-flood.qcow2") else { return };
     let mut lab = Lab::new();
     small(&lab, "web", &image);
@@ -298,7 +299,7 @@ fn a_long_life_in_short_time() {
     let (socket, file) = (lab.runtime("web", "control.sock"), lab.file("web"));
     let text = fs::read_to_string(&file).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    // The console's log has its full size from then on.
+    // The console log has its full size from then on.
     until_within(3 * LONG, "the log is full", || lab.state("web", "console.log.1").exists());
     let alone = descriptors(pid);
     let begun = Instant::now();
@@ -334,7 +335,7 @@ fn a_long_life_in_short_time() {
         signal(pid.cast_signed(), SIGHUP);
     }
     until("the last file is read", || lab.status("web")["cpuWeight"] == 100 + (ROUNDS - 1) % 7);
-    // Viewers that have gone are noticed when they are written to.
+    // Closed viewers are detected at the next write to them.
     until("the descriptors of those who left are closed", || descriptors(pid) <= alone + 4);
     let (warm, end) = (warm.unwrap(), weight(&lab, pid));
     println!("{said} calls in {:?}: {warm:?}, then {end:?}", begun.elapsed());

@@ -1,4 +1,4 @@
-//! What a supervisor does while its QEMU runs.
+//! The supervisor of a running QEMU.
 
 mod balloon;
 mod exec_stop_post;

@@ -1,4 +1,5 @@
-//! Connections to QEMU's monitor that close while QEMU lives: a relay between a supervisor and a real QEMU cuts them.
+//! Connections to QEMU's monitor that close while QEMU runs: a relay between a supervisor and a
+//! real QEMU closes them.
 
 use std::thread;
 
@@ -19,7 +20,7 @@ fn shutdown_during_a_lost_connection_ends_the_run() {
         vm.lab.status("web");
         vm.cuts.try_recv().is_ok()
     });
-    // Its events go to another connection.
+    // Its events are sent to another connection.
     command_qemu(&vm.real, "system_powerdown", "SHUTDOWN");
     vm.goes_on();
     assert_eq!(vm.lab.exit_code(supervisor), Some(0));
@@ -64,9 +65,9 @@ fn pause_is_answered_over_the_next_connection() {
     vm.lab.ok(&["stop", "web"]);
 }
 
-/// Code 1 would have the unit's ExecStopPost= end the guest.
+/// Exit code 1 would make the unit's ExecStopPost= end the guest.
 #[test]
-fn monitor_that_closes_during_adoption_is_the_hosts_fault() {
+fn monitor_closed_during_adoption_is_a_host_fault() {
     let Some(mut vm) = Relayed::new("boot.qcow2") else { return };
     for command in ["qmp_capabilities", "query-status"] {
         vm.cut(Cut::Before(command));

@@ -1,4 +1,5 @@
-//! A changed VM file applied to a guest that runs: disks and NICs plugged in and out, disks grown, memory, links, bridges.
+//! A changed VM file, applied to a running guest: disks and NICs plugged and unplugged, disks
+//! grown, memory, links, bridges.
 
 use std::fs;
 
@@ -17,7 +18,7 @@ fn started(mut lab: Lab, more: &str, network: Option<Network>) -> Option<Lab> {
     Some(lab)
 }
 
-/// Puts another text in the place of one that is in the VM file.
+/// Replaces a text in the VM file.
 fn edit(lab: &Lab, from: &str, to: &str) {
     let text = fs::read_to_string(lab.file("web")).unwrap();
     assert!(text.contains(from), "{text}");
@@ -29,7 +30,7 @@ fn add(lab: &Lab, more: &str) {
     fs::write(lab.file("web"), text + more).unwrap();
 }
 
-/// What the guest's shell prints.
+/// Runs a command of the guest's shell; returns its output.
 fn shell(lab: &Lab, command: &str) -> String {
     let output = lab.qvm(&["exec", "web", "--", "sh", "-c", command]);
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
@@ -39,7 +40,7 @@ fn agent(lab: &Lab) {
     lab.ok(&["wait", "web", "--for", "agent", "--timeout", "120"]);
 }
 
-/// The guest's disks by their serials, with their sizes in MiB.
+/// The disks of the guest by their serials, with their sizes in MiB.
 fn disks(lab: &Lab) -> String {
     shell(
         lab,
@@ -53,7 +54,7 @@ fn pending(lab: &Lab) -> serde_json::Value {
 }
 
 #[test]
-fn disks_come_grow_and_go_while_the_guest_runs() {
+fn disks_are_plugged_grown_and_unplugged() {
     let Some(lab) = started(Lab::new(), "", None) else { return };
     agent(&lab);
     let qemu = lab.qemu_pid("web");
@@ -71,13 +72,13 @@ fn disks_come_grow_and_go_while_the_guest_runs() {
         let seen = disks(&lab);
         seen.contains("data=64") && seen.contains("fast=32")
     });
-    // What is written there is in the file.
+    // Written data is in the file.
     shell(
         &lab,
         "for d in /sys/block/vd*; do [ \"$(cat $d/serial)\" = data ] && echo mark-in-data | dd of=/dev/${d##*/} conv=fsync; done",
     );
 
-    // The supervisor dies; the next one knows what was done.
+    // The supervisor is killed; the next one knows the changes.
     let supervisor = lab.status("web")["supervisorPid"].as_i64().unwrap().try_into().unwrap();
     signal(supervisor, SIGKILL);
     let socket = lab.runtime("web", "control.sock");
@@ -95,7 +96,7 @@ fn disks_come_grow_and_go_while_the_guest_runs() {
         let seen = disks(&lab);
         seen.contains("data=96") && seen.contains("root=1024")
     });
-    // A smaller one is told, and changes nothing.
+    // A smaller size is reported, and changes nothing.
     edit(&lab, "96M", "80M");
     let told = lab.ok(&["apply", "web"]);
     assert!(
@@ -110,7 +111,7 @@ fn disks_come_grow_and_go_while_the_guest_runs() {
     assert_eq!(pending(&lab), json!([]));
     assert_eq!(disks(&lab).split(' ').count(), root.split(' ').count());
 
-    // Its file is where it was, and comes back with all that is in it.
+    // Its file still exists, and can be plugged in with its data.
     assert!(lab.state("web", "data.qcow2").is_file());
     add(&lab, "[disk.data]\nsize = \"96M\"\n");
     lab.ok(&["apply", "web"]);
@@ -125,14 +126,14 @@ fn disks_come_grow_and_go_while_the_guest_runs() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("plugged in or out"), "{refused:?}");
     assert_eq!(lab.qemu_pid("web"), qemu);
     lab.ok(&["stop", "web"]);
-    // The next start has it as well.
+    // The next start has the disk as well.
     lab.ok(&["start", "web"]);
     agent(&lab);
     assert!(disks(&lab).contains("data=96"));
 }
 
 #[test]
-fn what_cannot_be_applied_is_told_and_the_rest_is_done() {
+fn inapplicable_changes_are_reported() {
     let Some(lab) = started(Lab::new(), "[disk.data]\nsize = \"64M\"\n", None) else { return };
     agent(&lab);
     add(&lab, "[disk.gone]\npath = \"/nonexistent/disk.qcow2\"\n[disk.more]\nsize = \"32M\"\n");
@@ -151,7 +152,7 @@ fn what_cannot_be_applied_is_told_and_the_rest_is_done() {
     assert_eq!(lab.notes("web"), ["not-applied disk.gone"]);
     until("the balloon has taken the memory", || lab.status("web")["memActualBytes"] == 192 << 20);
     assert_eq!(lab.status("web")["memTargetBytes"], 192 << 20);
-    // A disk that was there from the start can go as well; one on SATA could not.
+    // A disk of the start can be unplugged too; one on SATA cannot.
     edit(&lab, "[disk.gone]\npath = \"/nonexistent/disk.qcow2\"\n", "");
     edit(&lab, "[disk.data]\nsize = \"64M\"\n", "");
     edit(&lab, "192M", "256M");
@@ -164,7 +165,7 @@ fn what_cannot_be_applied_is_told_and_the_rest_is_done() {
     assert!(told.contains("pending: disk.cd: - -> 32M, sata, when the guest reboots\n"), "{told}");
 }
 
-/// Every kind of effect at once, as the verbs print it. `QVM_BLESS=1` writes the golden file anew.
+/// Every kind of immediate effect, as printed by the verbs. `QVM_BLESS=1` rewrites the golden file.
 #[test]
 fn verbs_print_the_golden_changes() {
     let before = "description = \"a\"\ndiskSizeG = 1\n[display]\nvnc = \"unix\"\n\
@@ -190,7 +191,7 @@ fn verbs_print_the_golden_changes() {
         let printed = if verb.contains("json") { json(&printed) } else { printed };
         text.push_str(&format!("$ qvm {}\n{printed}\n", arguments.join(" ")));
     }
-    // What the next supervisor reads.
+    // The state that the next supervisor reads.
     let record = fs::read_to_string(lab.runtime("web", "record.json")).unwrap();
     let record: serde_json::Value = serde_json::from_str(&record).unwrap();
     text.push_str(&serde_json::to_string_pretty(&record["applied"]).unwrap());
@@ -202,7 +203,7 @@ fn verbs_print_the_golden_changes() {
 }
 
 #[test]
-fn a_guest_that_does_not_let_go_is_told_of() {
+fn unreleased_device_is_reported() {
     let Some(image) = guest("boot-count.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "[disk.data]\nsize = \"64M\"\n");
@@ -213,18 +214,18 @@ fn a_guest_that_does_not_let_go_is_told_of() {
     let why = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(why.contains("`disk.data`: the guest has not released it"), "{why}");
-    // At a reset it has to.
+    // A reset has to apply it.
     lab.ok(&["reboot", "--force", "web"]);
     until("it is gone", || pending(&lab) == json!([]));
     assert_eq!(lab.status("web")["notes"], json!([]));
 }
 
 #[test]
-fn nics_come_move_and_go_while_the_guest_runs() {
+fn nics_are_plugged_moved_and_unplugged() {
     let Some(network) = Network::new() else { return };
     let made = network.command("sh").args(["-c", "ip link add br1 up type bridge"]).status();
     assert!(made.unwrap().success());
-    // A QEMU that is shut off from the host's network could be given no more than taps.
+    // A QEMU in a private network namespace could get only taps.
     let vm = "isolation = \"off\"\nbridge = \"br0\"\n";
     let Some(lab) = started(Lab::new(), vm, Some(network)) else { return };
     let network = || lab.network.as_ref().unwrap();
@@ -258,7 +259,7 @@ fn nics_come_move_and_go_while_the_guest_runs() {
     assert!(told.contains("applied: nic.lan.link: down -> up\n"), "{told}");
     assert_eq!(master("qvm-web"), "br1");
     until("the cable is in", || shell(&lab, &carrier) == "1");
-    // A bridge that is not there: the NIC stays where it is.
+    // The bridge does not exist: the NIC stays on its bridge.
     edit(&lab, "bridge = \"br1\"\n\n[image]", "bridge = \"br9\"\n\n[image]");
     let refused = lab.qvm(&["apply", "web"]);
     let why = String::from_utf8_lossy(&refused.stderr);
@@ -278,14 +279,14 @@ fn nics_come_move_and_go_while_the_guest_runs() {
 }
 
 #[test]
-fn without_a_name_what_runs_is_applied_what_is_new_started_and_nothing_stopped() {
+fn apply_without_names_starts_and_applies() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     for name in ["web", "gone", "rests"] {
         lab.vm(name, &image, "autostart = true\n");
     }
     lab.ok(&["start", "web", "gone", "rests"]);
-    // Somebody stopped this one: it stays so, whatever `autostart` says.
+    // An operator stopped this VM: it stays stopped, regardless of `autostart`.
     lab.ok(&["kill", "rests"]);
     fs::remove_file(lab.file("gone")).unwrap();
     lab.vm("web", &image, "autostart = true\ncpuWeight = 50\n");
@@ -296,7 +297,7 @@ fn without_a_name_what_runs_is_applied_what_is_new_started_and_nothing_stopped()
     let (told, why) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(78), "{told}{why}");
-    // On a busy host a start may have to wait, and says so.
+    // On a busy host a start may have to wait, and reports that.
     let turn = |line: &&str| !line.contains(": waits for its turn: ");
     let mut lines: Vec<&str> = told.lines().filter(turn).collect();
     lines.sort_unstable();
@@ -320,7 +321,7 @@ fn without_a_name_what_runs_is_applied_what_is_new_started_and_nothing_stopped()
         assert_eq!(lab.status(name)["state"], state, "{name}");
     }
     fs::remove_file(lab.file("broken")).unwrap();
-    // Again: there is nothing more to do.
+    // Again: there is nothing to do.
     let told = lab.ok(&["apply"]);
     assert!(!told.contains("applied") && !told.contains("started"), "{told}");
     lab.ok(&["kill", "web", "gone", "new"]);

@@ -1,11 +1,11 @@
-//! What a VM gets of the host, on real QEMU: which CPUs its vCPUs run on, and what the OOM killer thinks of it. Weights and
-//! limits need a cgroup of their own, and are tested in a host that is a VM.
+//! The resources of a VM on real QEMU: the CPUs of its vCPUs, and its OOM score. Weights and limits
+//! need a cgroup, and are tested in a host VM.
 
 use std::{collections::BTreeMap, fs};
 
 use crate::lab::{Lab, guest, until};
 
-/// The CPUs that the vCPUs' threads may run on, by vCPU.
+/// The permitted CPUs of the vCPU threads, by vCPU.
 fn pinned(lab: &Lab) -> BTreeMap<String, String> {
     let tasks = format!("/proc/{}/task", lab.qemu_pid("web"));
     let mut found = BTreeMap::new();
@@ -39,7 +39,7 @@ fn write(lab: &Lab, more: &str) {
 }
 
 #[test]
-fn vcpus_run_where_the_vm_file_says_from_start_to_reload() {
+fn vcpu_pinning_follows_the_vm_file() {
     if guest("boot-count.qcow2").is_none() {
         return;
     }
@@ -49,7 +49,7 @@ fn vcpus_run_where_the_vm_file_says_from_start_to_reload() {
     until("both vCPUs are on the first CPU", || {
         lab.runtime("web", "record.json").exists() && all(&lab, "0")
     });
-    // Others of QEMU's threads are free.
+    // Other threads of QEMU are not pinned.
     let main = fs::read_to_string(format!("/proc/{}/status", lab.qemu_pid("web"))).unwrap();
     assert!(main.contains(&format!("Cpus_allowed_list:\t{}\n", host_cpus())));
     lab.wait_state("web", "running");
@@ -66,7 +66,7 @@ fn vcpus_run_where_the_vm_file_says_from_start_to_reload() {
     lab.ok(&["reload", "web"]);
     until("both are free", || all(&lab, &host_cpus()));
 
-    // What a reload brought stays, whoever supervises.
+    // Changes of a reload persist through supervisors.
     write(&lab, "cpu.pin = [\"0\"]\noomScoreAdjust = 300\n");
     lab.ok(&["reload", "web"]);
     until("both are bound again", || all(&lab, "0"));
@@ -85,7 +85,7 @@ fn vcpus_run_where_the_vm_file_says_from_start_to_reload() {
 }
 
 #[test]
-fn a_cpu_that_the_host_lacks_is_told_and_the_guest_runs() {
+fn missing_cpu_is_reported() {
     if guest("boot-count.qcow2").is_none() {
         return;
     }
@@ -96,12 +96,12 @@ fn a_cpu_that_the_host_lacks_is_told_and_the_guest_runs() {
     lab.says("web", "1", 1);
     write(&lab, "cpu.pin = [\"0\"]\n");
     lab.ok(&["reload", "web"]);
-    until("it is told no more", || !lab.has_note("web", "no-effect cpu.pin"));
+    until("the note is removed", || !lab.has_note("web", "no-effect cpu.pin"));
     lab.ok(&["kill", "web"]);
 }
 
 #[test]
-fn the_oom_killer_is_told_of_qemu_and_not_of_its_supervisor() {
+fn oom_score_is_set_for_qemu_only() {
     if guest("boot-count.qcow2").is_none() {
         return;
     }

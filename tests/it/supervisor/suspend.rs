@@ -1,4 +1,5 @@
-//! A guest's state saved and taken up again, on real QEMU: the counting guest goes on counting where it was.
+//! A guest's state saved and restored, on real QEMU: the counting guest continues with its last
+//! number.
 
 use std::fs;
 
@@ -6,7 +7,7 @@ use qvm::value::ErrorCode;
 
 use crate::lab::{Lab, guest, runs, signal, until};
 
-/// The last whole number that the guest has counted to.
+/// The last integer that the guest has printed.
 fn counted(lab: &Lab) -> u64 {
     let console = lab.console("web");
     let whole = &console[..console.rfind('\n').unwrap_or(0)];
@@ -18,7 +19,7 @@ fn boots(lab: &Lab) -> usize {
     lab.console("web").matches("BOOT-GUEST-READY").count()
 }
 
-/// A guest that counts, past 20.
+/// A guest that counts, beyond 20.
 fn counting(more: &str) -> Option<Lab> {
     let image = guest("boot-count.qcow2")?;
     let lab = Lab::new();
@@ -33,11 +34,14 @@ fn goes_on(lab: &Lab, from: u64) {
 }
 
 #[test]
-fn a_guest_goes_on_where_it_was_saved_and_a_state_is_used_once() {
+fn saved_state_is_restored_once() {
     let Some(lab) = counting("") else { return };
     let said = lab.ok(&["suspend", "web"]);
     assert!(said.contains("web: saving the guest's state, it has 120 s\n"), "{said}");
-    assert!(said.ends_with("web: the guest's state was saved, asked by `qvm suspend`\n"), "{said}");
+    assert!(
+        said.ends_with("web: the guest's state was saved, requested by `qvm suspend`\n"),
+        "{said}"
+    );
     let status = lab.status("web");
     assert_eq!(status["state"], "stopped");
     assert_eq!(status["lastStop"]["reason"], "suspended");
@@ -54,12 +58,12 @@ fn a_guest_goes_on_where_it_was_saved_and_a_state_is_used_once() {
     assert!(!state.exists());
     assert_eq!(lab.notes("web"), [""; 0]);
 
-    // Killed, it boots: the state was of before.
+    // After a kill it boots: the saved state was used before.
     lab.ok(&["kill", "web"]);
     lab.ok(&["start", "web"]);
     lab.says("web", "BOOT-GUEST-READY", 2);
 
-    // And it can be saved again, and stopped after that.
+    // It can be suspended again, and stopped afterward.
     goes_on(&lab, 20);
     lab.ok(&["suspend", "web"]);
     lab.ok(&["start", "web"]);
@@ -69,7 +73,7 @@ fn a_guest_goes_on_where_it_was_saved_and_a_state_is_used_once() {
 }
 
 #[test]
-fn changes_wait_for_a_boot() {
+fn pending_changes_wait_for_a_boot() {
     let Some(lab) = counting("vcpu = 1\n") else { return };
     lab.ok(&["suspend", "web"]);
     let saved = counted(&lab);
@@ -81,10 +85,10 @@ fn changes_wait_for_a_boot() {
     assert_eq!((&status["vcpu"], &status["memBytes"]), (&1.into(), &(64 << 20).into()));
     let pending = status["pending"].as_array().unwrap();
     let keys: Vec<&str> = pending.iter().map(|p| p["key"].as_str().unwrap()).collect();
-    // What counts at once does so; the disk was not touched.
+    // Immediate keys are applied; the disk was not changed.
     assert_eq!(keys, ["diskSizeG", "mem", "vcpu"]);
     lab.ok(&["suspend", "web"]);
-    // Booting, it is as it is written.
+    // A boot uses the complete VM file.
     lab.ok(&["start", "--discard-state", "web"]);
     lab.says("web", "BOOT-GUEST-READY", 2);
     let status = lab.status("web");
@@ -93,7 +97,7 @@ fn changes_wait_for_a_boot() {
 }
 
 #[test]
-fn a_guest_that_was_paused_stays_so() {
+fn paused_guest_stays_paused() {
     let Some(lab) = counting("") else { return };
     lab.ok(&["pause", "web"]);
     lab.wait_state("web", "paused");
@@ -108,7 +112,7 @@ fn a_guest_that_was_paused_stays_so() {
 }
 
 #[test]
-fn a_guest_with_an_agent_is_told_what_time_it_is() {
+fn guest_clock_is_set_after_resume() {
     let Some(image) = guest("tiny.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "mem = \"256M\"\nready = \"agent\"\n");
@@ -117,7 +121,7 @@ fn a_guest_with_an_agent_is_told_what_time_it_is() {
         let guest: i64 = lab.ok(&["exec", "web", "--", "date", "+%s"]).trim().parse().unwrap();
         jiff::Timestamp::now().as_second() - guest
     };
-    // An hour ago, for all that the guest knows.
+    // An hour ago by the guest's clock.
     let an_hour_ago = format!("@{}", jiff::Timestamp::now().as_second() - 3600);
     lab.ok(&["exec", "web", "--", "date", "-s", &an_hour_ago]);
     assert!(behind() > 3500);
@@ -129,7 +133,7 @@ fn a_guest_with_an_agent_is_told_what_time_it_is() {
 }
 
 #[test]
-fn a_state_that_qemu_does_not_take_is_set_aside_and_the_guest_boots() {
+fn refused_state_is_quarantined_and_guest_boots() {
     for damage in [0, 1] {
         let Some(lab) = counting("") else { return };
         lab.ok(&["suspend", "web"]);
@@ -150,9 +154,9 @@ fn a_state_that_qemu_does_not_take_is_set_aside_and_the_guest_boots() {
 }
 
 #[test]
-fn a_guest_that_cannot_be_saved_goes_on() {
+fn unsavable_guest_keeps_running() {
     let Some(lab) = counting("") else { return };
-    // A directory in the way of the file that it would become.
+    // A directory with the final name of the state file.
     fs::create_dir_all(lab.state("web", "saved.state/in-the-way")).unwrap();
     let refusal = lab.refused(&["suspend", "web"]);
     refusal.is(ErrorCode::NotSuspended, 1).golden("supervisor", "not-suspended");
@@ -163,7 +167,7 @@ fn a_guest_that_cannot_be_saved_goes_on() {
 }
 
 #[test]
-fn a_supervisor_that_dies_while_it_saves_leaves_a_guest_that_goes_on() {
+fn crash_during_save_keeps_the_guest() {
     let Some(image) = guest("boot-count.qcow2") else { return };
     let mut lab = Lab::new();
     lab.vm("web", &image, "mem = \"512M\"\n");
@@ -172,7 +176,7 @@ fn a_supervisor_that_dies_while_it_saves_leaves_a_guest_that_goes_on() {
     for round in 0..6_u64 {
         goes_on(&lab, counted(&lab));
         let mut suspend = lab.command(&["suspend", "web"]).spawn().unwrap();
-        // At different times: before, while and after QEMU sends.
+        // At different times: before, during and after QEMU's transfer.
         let record = lab.runtime("web", "record.json");
         until("it is begun, or over", || {
             !fs::read_to_string(&record).is_ok_and(|text| {
@@ -185,7 +189,7 @@ fn a_supervisor_that_dies_while_it_saves_leaves_a_guest_that_goes_on() {
         let _ = suspend.wait();
         let last = counted(&lab);
         one = lab.run("web");
-        // Where QEMU had been told to quit, the guest is suspended: the next start continues it.
+        // If QEMU had received `quit`, the guest is suspended: the next start restores it.
         let ended = lab.until_guest_or_exit("web", one);
         if ended {
             assert_eq!(lab.exit_code(one), Some(0), "round {round}: {}", lab.log("web"));
@@ -202,7 +206,7 @@ fn a_supervisor_that_dies_while_it_saves_leaves_a_guest_that_goes_on() {
 }
 
 #[test]
-fn a_supervisor_that_dies_while_it_restores_leaves_a_guest_that_goes_on() {
+fn crash_during_restore_keeps_the_guest() {
     let Some(lab) = counting("mem = \"512M\"\n") else { return };
     let mut lab = lab;
     for round in 0..6_u64 {
@@ -223,15 +227,15 @@ fn a_supervisor_that_dies_while_it_restores_leaves_a_guest_that_goes_on() {
 }
 
 #[test]
-fn a_stop_while_it_is_saved_is_a_stop() {
+fn stop_during_save_shuts_down() {
     let Some(lab) = counting("mem = \"512M\"\n") else { return };
     let pid = lab.qemu_pid("web");
-    // A QEMU that stands still takes as long as we like.
+    // A stopped QEMU takes as long as necessary.
     signal(pid, 19);
     let mut suspend = lab.command(&["suspend", "web"]).spawn().unwrap();
     lab.wait_state("web", "stopping");
     let mut kill = lab.command(&["kill", "web"]).spawn().unwrap();
-    until("it is called off", || suspend.try_wait().unwrap().is_some());
+    until("it is canceled", || suspend.try_wait().unwrap().is_some());
     assert_eq!(suspend.wait().unwrap().code(), Some(1));
     signal(pid, 18);
     assert!(kill.wait().unwrap().success());

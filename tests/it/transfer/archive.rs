@@ -1,4 +1,5 @@
-//! Archives that are damaged, cut off, or made by somebody who means harm: each refused in so many words, and nothing is left.
+//! Archives that are damaged, truncated or malicious: each refused with its exact message and
+//! without leftovers.
 
 use std::{
     collections::BTreeMap,
@@ -44,7 +45,7 @@ impl Files {
         self
     }
 
-    /// With a text in the place of another, which is there.
+    /// With another text in the place of a present one.
     fn changed(self, name: &str, old: &str, new: &str) -> Self {
         let text = String::from_utf8(self.0[self.at(name)].1.clone()).unwrap();
         assert!(text.contains(old), "{text}");
@@ -57,7 +58,7 @@ impl Files {
         self
     }
 
-    /// With one more before the manifest, whose path is not looked at.
+    /// With one more file before the manifest, whose path is not checked.
     fn more(mut self, path: &[u8], kind: EntryType, data: &[u8]) -> Self {
         let mut header = Header::new_ustar();
         header.as_old_mut().name[..path.len()].copy_from_slice(path);
@@ -71,7 +72,7 @@ impl Files {
         self
     }
 
-    /// With a manifest that is right.
+    /// With a correct manifest.
     fn sealed(mut self) -> Self {
         let last = self.at("manifest.json");
         let mut manifest: serde_json::Value = serde_json::from_slice(&self.0[last].1).unwrap();
@@ -103,7 +104,7 @@ impl Files {
     }
 }
 
-/// A place to import to, and an archive that is good.
+/// A lab for the import, and a good archive.
 struct Inbox {
     lab: Lab,
     good: Files,
@@ -132,7 +133,7 @@ impl Inbox {
         lab.ok(&["export", "web", tar.to_str().unwrap()]);
         let good = Files::read(&fs::read(&tar).unwrap());
         let inbox = Self { lab: Lab::new(), good, tar };
-        // The place of the first lab is gone with it.
+        // The directory of the first lab is removed with it.
         let tar = inbox.lab.path().join("web.tar");
         fs::write(&tar, inbox.good.bytes()).unwrap();
         Some(Self { tar, ..inbox })
@@ -146,7 +147,8 @@ impl Inbox {
         found
     }
 
-    /// Imports these bytes: the exit code, what was said of the archive, the hint; nothing is left of it.
+    /// Imports these bytes; returns the exit code, the error about the archive, and the hint.
+    /// Checks that no file remains.
     #[track_caller]
     fn refused(&self, tar: &[u8]) -> Refusal {
         let before = self.tree();
@@ -163,7 +165,7 @@ impl Inbox {
         self.refused(&files.bytes()).is(ErrorCode::ArchiveInvalid, 1).golden("archive", section);
     }
 
-    /// Takes it, and takes it away again.
+    /// Imports it, and removes it again.
     #[track_caller]
     fn takes(&self, files: &Files) -> String {
         fs::write(&self.tar, files.bytes()).unwrap();
@@ -185,7 +187,7 @@ fn archive_with_corrupt_disk_is_refused() {
 }
 
 #[test]
-fn one_that_is_cut_off_is_refused_wherever_that_was() {
+fn truncated_archive_is_refused() {
     let Some(inbox) = Inbox::new() else { return };
     let whole = inbox.good.bytes();
     let (mut at, mut last, mut padded) = (0, "", false);
@@ -216,13 +218,13 @@ fn one_that_is_cut_off_is_refused_wherever_that_was() {
         refused(end - 1, name, "ends-in-file");
         (at, last, padded) = (end.next_multiple_of(512), name, !end.is_multiple_of(512));
     }
-    // The blocks of zeros at its end say nothing more.
+    // The blocks of zeros at its end have no information.
     fs::write(&inbox.tar, &whole[..at]).unwrap();
     inbox.lab.ok(&["import", inbox.tar.to_str().unwrap()]);
 }
 
 #[test]
-fn a_byte_that_changed_is_found_wherever_it_is() {
+fn changed_byte_is_detected() {
     let Some(inbox) = Inbox::new() else { return };
     let whole = inbox.good.bytes();
     let mut at = 0;
@@ -246,7 +248,7 @@ fn a_byte_that_changed_is_found_wherever_it_is() {
 }
 
 #[test]
-fn another_kind_of_file_is_no_archive() {
+fn other_files_are_no_archives() {
     let Some(inbox) = Inbox::new() else { return };
     let other = Files(vec![inbox.good.0[inbox.good.at("root.qcow2")].clone()]);
     let disk = &inbox.good.0[inbox.good.at("root.qcow2")].1;
@@ -263,7 +265,7 @@ fn another_kind_of_file_is_no_archive() {
 }
 
 #[test]
-fn no_path_leads_out_of_the_place_that_it_is_for() {
+fn paths_cannot_escape_the_directory() {
     let Some(inbox) = Inbox::new() else { return };
     let good = || inbox.good.clone();
     for path in [
@@ -313,7 +315,7 @@ fn no_path_leads_out_of_the_place_that_it_is_for() {
 }
 
 #[test]
-fn what_is_in_it_is_what_the_manifest_says_and_the_vm_file_wants() {
+fn content_matches_manifest_and_vm_file() {
     let Some(inbox) = Inbox::new() else { return };
     let good = || inbox.good.clone();
     let regular = EntryType::Regular;
@@ -339,7 +341,7 @@ fn what_is_in_it_is_what_the_manifest_says_and_the_vm_file_wants() {
     }
     inbox.refuses(&many.sealed(), "many-files");
     inbox.refuses(&good().with("vm.toml", b"vcpu = \xff").sealed(), "vm-file-no-utf8");
-    // Disks that would lie there unused, or belong to nobody.
+    // Disks without a VM, or of another one.
     inbox.refuses(&good().more(b"web/x.raw", regular, b"x").sealed(), "foreign-disk");
     inbox.refuses(&good().more(b"web/root.raw", regular, b"x").sealed(), "disk-in-two-formats");
     inbox.refuses(&good().without("data.raw").sealed(), "origin-without-disk");
@@ -348,17 +350,17 @@ fn what_is_in_it_is_what_the_manifest_says_and_the_vm_file_wants() {
         &good().changed("vm.toml", own, "path = \"/dev/shm/x\"").sealed(),
         "disk-at-another-path",
     );
-    // A VM file that is wrong is told as every other is.
+    // An invalid VM file is reported like any other.
     let refusal = inbox.refused(&good().changed("vm.toml", "mem", "men").sealed().bytes());
     refusal.is(ErrorCode::InvalidFile, 78).golden("archive", "invalid-vm-file");
     inbox.takes(&good().sealed());
 }
 
 #[test]
-fn nothing_of_the_host_comes_into_the_guest_by_it() {
+fn archive_cannot_use_host_files() {
     let Some(inbox) = Inbox::new() else { return };
     let good = || inbox.good.clone();
-    // A disk that stands on a file of the host.
+    // A disk with a file of the host as its backing file.
     let secret = inbox.lab.path().join("secret.raw");
     fs::write(&secret, vec![7; 1 << 20]).unwrap();
     let overlay = inbox.lab.path().join("overlay.qcow2");
@@ -368,7 +370,7 @@ fn nothing_of_the_host_comes_into_the_guest_by_it() {
     let outside = "backing-file";
     let disk = fs::read(&overlay).unwrap();
     inbox.refuses(&good().with("root.qcow2", &disk).sealed(), outside);
-    // Or keeps its data in one.
+    // Or with an external data file.
     let mut qemu_img = Command::new("qemu-img");
     let data = format!("data_file={},data_file_raw=on", inbox.lab.path().join("d.raw").display());
     qemu_img.args(["create", "-q", "-f", "qcow2", "-o", &data]).arg(&overlay).arg("1M");
@@ -387,7 +389,7 @@ fn nothing_of_the_host_comes_into_the_guest_by_it() {
         &good().changed("vm.toml", "userData = \"dev.yaml\"", "").sealed(),
         "unused-user-data",
     );
-    // Or is written over one, or becomes a VM file: it gets a name of its own instead.
+    // User-data over another user-data file, or as a VM file: it gets another name.
     let vms = inbox.lab.file("web").parent().unwrap().to_owned();
     fs::write(vms.join("taken.yaml"), "another's").unwrap();
     let absolute = inbox.lab.path().join("c/x.yaml");
@@ -409,7 +411,7 @@ fn nothing_of_the_host_comes_into_the_guest_by_it() {
 }
 
 #[test]
-fn an_identity_says_nothing_to_qemu() {
+fn identity_cannot_inject_options() {
     let Some(inbox) = Inbox::new() else { return };
     let good = || inbox.good.clone();
     let machine = good().changed("identity.toml", "machine = \"", "machine = \"none,accel=kvm,x=");
@@ -417,6 +419,6 @@ fn an_identity_says_nothing_to_qemu() {
     let instance = good().changed("identity.toml", "instanceId = \"", "instanceId = \"a\\nb: ");
     inbox.refuses(&instance.sealed(), "identity-instance-id");
     inbox.refuses(&good().with("identity.toml", b"x = 1\n").sealed(), "identity-unknown-field");
-    // Without one, the VM gets its own when it starts.
+    // Without an identity, the VM gets one when it starts.
     inbox.takes(&good().without("identity.toml").sealed());
 }

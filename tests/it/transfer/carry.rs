@@ -1,5 +1,5 @@
-//! A VM under another name, as a second one, on another host: renamed, cloned, exported, imported, and each of it cut short at
-//! every step and done again. On real QEMU.
+//! Rename, clone, export and import of a VM, and each of them interrupted at every step and
+//! repeated. On real QEMU.
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +27,7 @@ format = \"raw\"
 userData = \"dev.user-data.yaml\"
 ";
 
-/// `web`, which has run and is shut down; the bytes of both of its disks are its own.
+/// `web`, which has run and is shut down; both of its disks have unique content.
 fn ran(more: &str) -> Option<Lab> {
     let image = guest("boot.qcow2")?;
     let lab = Lab::new();
@@ -53,19 +53,19 @@ fn text(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The directory of a VM's state, or the link in its place.
+/// The state directory of a VM, or the symbolic link in its place.
 fn place(lab: &Lab, vm: &str) -> PathBuf {
     lab.state(vm, "x").parent().unwrap().to_owned()
 }
 
-/// But for the user that QEMU is, who is another on each host.
+/// Without the UID of QEMU, which differs between hosts.
 fn identity(lab: &Lab, vm: &str) -> toml::Table {
     let mut all: toml::Table = text(&lab.state(vm, "identity.toml")).parse().unwrap();
     all.remove("uid");
     all
 }
 
-/// Both disks are what `of` has.
+/// Checks that both disks have the content of those of `of`.
 fn same_disks(lab: &Lab, vm: &str, of: &[Vec<u8>; 2]) -> bool {
     let read = |disk| fs::read(lab.state(vm, disk)).ok();
     [read("root.qcow2"), read("data.raw")] == of.clone().map(Some)
@@ -75,7 +75,7 @@ fn disks(lab: &Lab, vm: &str) -> [Vec<u8>; 2] {
     ["root.qcow2", "data.raw"].map(|disk| fs::read(lab.state(vm, disk)).unwrap())
 }
 
-/// Every file and link below the VM files and the state, but for what every command may write there.
+/// Every file and link below the VM files and the state, except those that every command may write.
 fn tree(lab: &Lab) -> BTreeMap<PathBuf, Vec<u8>> {
     fn below(dir: &Path, found: &mut BTreeMap<PathBuf, Vec<u8>>) {
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -101,7 +101,7 @@ fn boots(lab: &Lab, vm: &str) {
 }
 
 #[test]
-fn a_renamed_vm_is_the_same_machine() {
+fn renamed_vm_keeps_its_identity() {
     let Some(lab) = ran("[cloudInit]\n") else { return };
     let before = identity(&lab, "web");
     let disk = fs::metadata(lab.state("web", "root.qcow2")).unwrap().ino();
@@ -130,12 +130,12 @@ fn a_renamed_vm_is_the_same_machine() {
     );
     boots(&lab, "www");
 
-    // The name is free again, and the address that it gave is not.
+    // The name is free again, but not its address.
     lab.vm("web", &guest("boot.qcow2").unwrap(), "[cloudInit]\n");
     boots(&lab, "web");
     assert_ne!(identity(&lab, "web")["macs"], after["macs"]);
     assert!(lab.ok(&["seed", "web"]).contains("local-hostname: \"web\""));
-    // And back: the name that the guest knows stays the one that it has learnt.
+    // And back: the guest keeps the host name that it has learned.
     fs::remove_file(lab.file("web")).unwrap();
     lab.ok(&["rm", "web", "--disks", "--yes"]);
     lab.ok(&["rename", "www", "web"]);
@@ -144,7 +144,7 @@ fn a_renamed_vm_is_the_same_machine() {
 }
 
 #[test]
-fn what_cannot_be_renamed_is_left_as_it_is() {
+fn refused_rename_changes_nothing() {
     let Some(lab) = ran(MORE) else { return };
     let image = guest("boot.qcow2").unwrap();
     lab.vm("db", &image, "");
@@ -166,18 +166,18 @@ fn what_cannot_be_renamed_is_left_as_it_is() {
         assert_eq!(tree(&lab), before, "{section}");
     }
 
-    // A link belongs to whoever made it.
+    // A link belongs to its creator.
     let real = lab.path().join("web.toml");
     fs::rename(lab.file("web"), &real).unwrap();
     std::os::unix::fs::symlink(&real, lab.file("web")).unwrap();
     let refusal = lab.refused(&["rename", "web", "www"]);
     refusal.is(ErrorCode::VmFileLinked, 1).golden("transfer", "rename-of-a-linked-file");
-    // Who has done that finds the disks following.
+    // After the operator's change, the disks follow.
     let disks = disks(&lab, "web");
     fs::rename(lab.file("web"), lab.file("www")).unwrap();
     lab.ok(&["rename", "web", "www"]);
     assert!(same_disks(&lab, "www", &disks) && !place(&lab, "web").exists());
-    // Disks that the operator has put elsewhere stay there.
+    // Disks that the operator has moved stay there.
     let (state, elsewhere) = (place(&lab, "www"), lab.path().join("elsewhere"));
     fs::rename(&state, &elsewhere).unwrap();
     std::os::unix::fs::symlink(&elsewhere, &state).unwrap();
@@ -189,7 +189,7 @@ fn what_cannot_be_renamed_is_left_as_it_is() {
 }
 
 #[test]
-fn one_that_runs_or_sleeps_is_not_touched() {
+fn running_or_suspended_vm_is_not_changed() {
     let Some(lab) = ran(MORE) else { return };
     lab.ok(&["start", "web"]);
     let tar = lab.path().join("web.tar");
@@ -200,7 +200,7 @@ fn one_that_runs_or_sleeps_is_not_touched() {
         let refusal = lab.refused(verb);
         refusal.is(ErrorCode::AlreadySupervised, 1).golden("transfer", "running");
     }
-    // Without its supervisor the guest still has its disks.
+    // Without its supervisor, the guest still has its disks.
     crate::lab::signal(i32::try_from(supervisor).unwrap(), 9);
     crate::lab::until("it is gone", || !crate::lab::runs(i32::try_from(supervisor).unwrap()));
     for verb in verbs {
@@ -213,7 +213,7 @@ fn one_that_runs_or_sleeps_is_not_touched() {
         lab.refused(verb).is(ErrorCode::VmSuspended, 1).golden("transfer", "suspended");
     }
     assert!(!Path::new(tar).exists() && !lab.file("www").exists());
-    // A sleeping one wakes up under its new name.
+    // A suspended VM resumes with its new name.
     lab.ok(&["rename", "web", "www"]);
     lab.ok(&["start", "www"]);
     assert!(!lab.console("www").contains("BOOT-GUEST-POWEROFF\r\nBOOT-GUEST-READY\r\nBOOT"));
@@ -224,7 +224,7 @@ fn one_that_runs_or_sleeps_is_not_touched() {
 }
 
 #[test]
-fn a_clone_is_another_machine_with_the_same_disks() {
+fn clone_has_new_identity_and_same_disks() {
     let more = MORE.replace("[disk.data]", "forward = [\n  \"2222:22\", # ssh\n]\n[disk.data]");
     let Some(lab) = ran(&more) else { return };
     let (before, disks) = (tree(&lab), disks(&lab, "web"));
@@ -244,7 +244,7 @@ fn a_clone_is_another_machine_with_the_same_disks() {
         text(&lab.file("web"))
             .replace("\n  \"2222:22\", # ssh\n]", "\n#   \"2222:22\", # ssh\n# ]")
     );
-    // Nothing of its past, and nothing of what identifies the other.
+    // Without its history, and without the identifiers of the original.
     for file in ["console.log", "ends.json", "seed.iso", "supervisor.log"] {
         assert!(lab.state("web", file).exists() && !lab.state("copy", file).exists(), "{file}");
     }
@@ -253,7 +253,7 @@ fn a_clone_is_another_machine_with_the_same_disks() {
     assert_ne!(old["uuid"], new["uuid"]);
     assert!(new["instanceId"].as_str().unwrap().starts_with("iid-copy-"));
     assert!(new["macs"]["net"].is_str());
-    // Both at once; and of the original nothing has changed.
+    // Both run in parallel; the original is unchanged.
     lab.ok(&["start", "web"]);
     lab.ok(&["start", "copy"]);
     lab.says("copy", "BOOT-GUEST-READY", 1);
@@ -266,7 +266,7 @@ fn a_clone_is_another_machine_with_the_same_disks() {
             assert!(fs::read(&path).unwrap_or_default() == content, "{}", path.display());
         }
     }
-    // Of one without an own user-data, and started at once.
+    // A VM without user-data, started at once.
     let refusal = lab.refused(&["clone", "web", "copy"]);
     refusal.is(ErrorCode::VmExists, 1).golden("transfer", "clone-to-a-vm");
     assert!(lab.ok(&["clone", "web", "third", "--start"]).ends_with("\nthird: running\n"));
@@ -275,7 +275,7 @@ fn a_clone_is_another_machine_with_the_same_disks() {
 }
 
 #[test]
-fn a_disk_of_the_operators_goes_along_only_to_be_read() {
+fn operator_disk_is_cloned_read_only() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     let own = lab.path().join("own.raw");
@@ -303,7 +303,7 @@ fn a_disk_of_the_operators_goes_along_only_to_be_read() {
     boots(&lab, "copy");
     boots(&lab, "other");
 
-    // An overlay is worth nothing without its base, which an archive has not; a clone has it.
+    // An overlay needs its base, which an archive lacks; a clone has it.
     let text = text(&lab.file("web")) + "clone = \"overlay\"\n";
     fs::write(lab.file("web"), text).unwrap();
     boots(&lab, "web");
@@ -319,7 +319,7 @@ fn a_disk_of_the_operators_goes_along_only_to_be_read() {
 }
 
 #[test]
-fn an_exported_vm_is_the_same_on_another_host() {
+fn exported_vm_keeps_its_identity() {
     let Some(here) = ran(MORE) else { return };
     let there = Lab::new();
     let tar = here.path().join("web.tar");
@@ -327,7 +327,7 @@ fn an_exported_vm_is_the_same_on_another_host() {
     assert_eq!(said, format!("web: exported to {}, 9M\n", tar.display()));
     let refusal = here.refused(&["export", "web", tar.to_str().unwrap()]);
     refusal.is(ErrorCode::FileExists, 1).golden("transfer", "export-to-a-file");
-    // Any tar reads it.
+    // Any tar can read it.
     let list = Command::new("tar").arg("-tf").arg(&tar).output().unwrap();
     assert!(list.status.success());
     assert_eq!(
@@ -352,7 +352,7 @@ fn an_exported_vm_is_the_same_on_another_host() {
     assert_eq!(text(&there.file("web")), text(&here.file("web")));
     boots(&there, "web");
 
-    // Twice the same machine is refused, a copy of it is not.
+    // The same machine twice is refused, a copy of it is not.
     let refusal = there.refused(&["import", tar.to_str().unwrap()]);
     refusal.is(ErrorCode::VmExists, 1).golden("transfer", "import-to-a-vm");
     let twin = ["import", tar.to_str().unwrap(), "--name", "www"];
@@ -365,7 +365,7 @@ fn an_exported_vm_is_the_same_on_another_host() {
 }
 
 #[test]
-fn a_vm_goes_through_a_pipe_and_keeps_the_name_that_its_guest_knows() {
+fn export_through_a_pipe_keeps_host_name() {
     let Some(here) = ran("[cloudInit]\n") else { return };
     let there = Lab::new();
     let mut export = here.command(&["export", "web", "-"]).stdout(Stdio::piped()).spawn().unwrap();
@@ -378,7 +378,7 @@ fn a_vm_goes_through_a_pipe_and_keeps_the_name_that_its_guest_knows() {
     assert_eq!(String::from_utf8_lossy(&import.stderr), hint);
     assert!(there.ok(&["seed", "www"]).contains("local-hostname: \"web\""));
     boots(&there, "www");
-    // A reader that goes away is a failure: what it has is no VM.
+    // A closed reader is a failure: it has no complete VM.
     let mut export = here.command(&["export", "web", "-"]);
     let mut export = export.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(export.stdout.take());
@@ -388,7 +388,7 @@ fn a_vm_goes_through_a_pipe_and_keeps_the_name_that_its_guest_knows() {
 }
 
 #[test]
-fn a_plain_user_has_it_all() {
+fn unprivileged_user_can_transfer() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::of_a_user();
     for dir in [lab.file("web").parent().unwrap(), lab.file("web").ancestors().nth(2).unwrap()] {
@@ -408,7 +408,7 @@ fn a_plain_user_has_it_all() {
     for vm in ["web", "www", "copy"] {
         boots(&lab, vm);
     }
-    // What is not the user's to change is told, and nothing has happened.
+    // A file that the user may not change is reported, and nothing is changed.
     let dir = lab.file("web").parent().unwrap().to_owned();
     let closed = fs::Permissions::from_mode(0o500);
     fs::set_permissions(&dir, closed).unwrap();
@@ -423,7 +423,7 @@ fn a_plain_user_has_it_all() {
 }
 
 #[test]
-fn one_that_never_ran_goes_along_as_its_file() {
+fn unstarted_vm_is_transferred() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "ip = \"10.0.2.20/24\"\ngateway = \"10.0.2.2\"\n[cloudInit]\n");
@@ -440,7 +440,7 @@ fn one_that_never_ran_goes_along_as_its_file() {
     }
 }
 
-/// What a crash may come before: every call that changes a name or a file, or makes a change last.
+/// The calls before which a crash can occur: those that change a name or a file, or sync a change.
 const CALLS: [&str; 18] = [
     "rename",
     "renameat",
@@ -462,7 +462,7 @@ const CALLS: [&str; 18] = [
     "write",
 ];
 
-/// `qvm` with its calls meddled with, as strace(1) writes it.
+/// Runs `qvm` with changed system calls, by strace(1).
 fn meddled(lab: &Lab, injections: &[String], arguments: &[&str]) -> Output {
     let qvm = lab.command(arguments);
     let mut strace = Command::new("strace");
@@ -482,10 +482,10 @@ fn meddled(lab: &Lab, injections: &[String], arguments: &[&str]) -> Output {
     strace.stdin(Stdio::null()).output().unwrap()
 }
 
-/// As every call for it fails on a file system that knows neither of its flags.
+/// Like a file system without support for the flags.
 const NO_FLAGS: &str = "renameat2:error=EINVAL";
 
-/// Runs `qvm` and kills it before its `nth` such call; whether it came so far.
+/// Runs `qvm` and kills it before its `nth` such call; returns whether it was reached.
 fn killed(lab: &Lab, (call, nth): (&str, u32), more: Option<&str>, arguments: &[&str]) -> bool {
     let kill = format!("{call}:signal=SIGKILL:when={nth}");
     let injections: Vec<String> = more.map(str::to_owned).into_iter().chain([kill]).collect();
@@ -496,7 +496,7 @@ fn killed(lab: &Lab, (call, nth): (&str, u32), more: Option<&str>, arguments: &[
     killed
 }
 
-/// `web`, and strace to cut short what is done with it.
+/// `web`, and strace to interrupt the operation.
 fn fragile() -> Option<Lab> {
     let found = Command::new("strace").arg("-V").output().is_ok();
     assert!(found || !required("strace"), "strace is missing");
@@ -507,7 +507,8 @@ fn fragile() -> Option<Lab> {
     ran(MORE)
 }
 
-/// Does it, killed at every step but the last time, and each time from `reset`; `check` sees what was left.
+/// Performs the operation, killed at every step except the last time, each time after `reset`;
+/// `check` checks the leftovers.
 fn at_every_step(
     lab: &Lab,
     arguments: &[&str],
@@ -531,7 +532,7 @@ fn at_every_step(
     assert!(steps >= 20, "only {steps} steps");
 }
 
-/// No temporary file or directory is anywhere, and no link.
+/// No temporary file or directory and no link exists.
 #[track_caller]
 fn nothing_is_left(lab: &Lab) {
     for path in tree(lab).keys() {
@@ -540,7 +541,7 @@ fn nothing_is_left(lab: &Lab) {
     }
 }
 
-/// Renames `web` to `www`, cut short at every step.
+/// Renames `web` to `www`, interrupted at every step.
 fn rename_at_every_step(more: Option<&str>) {
     let Some(lab) = fragile() else { return };
     let (disks, before) = (disks(&lab, "web"), identity(&lab, "web"));
@@ -554,7 +555,7 @@ fn rename_at_every_step(more: Option<&str>) {
     };
     let mut without = 0;
     at_every_step(&lab, &["rename", "web", "www"], more, reset, |step| {
-        // One of the two is there, and has its disks.
+        // One of the two exists, and has its disks.
         let names = ["web", "www"].map(|name| lab.file(name).exists());
         assert!(names[0] != names[1], "{step}: {names:?}");
         let name = if names[0] { "web" } else { "www" };
@@ -565,7 +566,7 @@ fn rename_at_every_step(more: Option<&str>) {
         };
         let works = disks_of(name);
         without += i32::from(!works);
-        // Nobody takes them for orphaned, and deletes them.
+        // They do not count as orphans, which could be deleted.
         lab.qvm(&["gc", "--disks", "--yes"]);
         assert!(disks_of(if works { name } else { "web" }), "{step}");
         if works && !names[0] && place(&lab, "www").is_symlink() {
@@ -580,24 +581,24 @@ fn rename_at_every_step(more: Option<&str>) {
         let left = |path: &PathBuf| path.is_symlink() && !path.ends_with(".qvm-link-www");
         assert!(!tree(&lab).keys().any(left), "{step}");
     });
-    // Only where two names cannot be exchanged there is an instant at which they are not found.
+    // Only if two names cannot be exchanged, there is an instant at which the disks are not found.
     assert_eq!(without, i32::from(more.is_some()));
     lab.ok(&["clone", "www", "copy"]);
     nothing_is_left(&lab);
 }
 
 #[test]
-fn a_rename_that_was_cut_short_works_and_is_finished() {
+fn interrupted_rename_is_completed() {
     rename_at_every_step(None);
 }
 
 #[test]
-fn a_rename_that_was_cut_short_is_finished_without_an_exchange_too() {
+fn interrupted_rename_without_exchange_is_completed() {
     rename_at_every_step(Some(NO_FLAGS));
 }
 
 #[test]
-fn without_flags_of_renameat2_all_works_and_nothing_is_replaced() {
+fn transfer_works_without_renameat2_flags() {
     let Some(lab) = fragile() else { return };
     let disks = disks(&lab, "web");
     let tar = lab.path().join("web.tar");
@@ -617,7 +618,7 @@ fn without_flags_of_renameat2_all_works_and_nothing_is_replaced() {
 }
 
 #[test]
-fn what_is_called_off_leaves_nothing_and_waits_for_nobody() {
+fn canceled_transfer_leaves_nothing() {
     let Some(lab) = ran(MORE) else { return };
     let (before, tar) = (tree(&lab), lab.path().join("web.tar"));
     lab.ok(&["export", "web", tar.to_str().unwrap()]);
@@ -641,19 +642,19 @@ fn what_is_called_off_leaves_nothing_and_waits_for_nobody() {
         refusal.is(ErrorCode::Canceled, 1);
         refusal
     };
-    // While bytes come.
+    // While bytes arrive.
     let (child, mut pipe) = import();
     let mut rest = whole[100_000..].chunks(512).cycle();
     crate::lab::until("it reads no more", || pipe.write_all(rest.next().unwrap()).is_err());
     canceled(child).golden("transfer", "canceled");
     assert!(tree(&lab) == before, "{:?}", tree(&lab).keys());
-    // While none come; what it could not clean up goes with the next one.
+    // While no bytes arrive; the next run removes the leftovers.
     let (child, pipe) = import();
     canceled(child);
     drop(pipe);
     lab.ok(&["clone", "web", "other"]);
     nothing_is_left(&lab);
-    // And to a reader that reads no more.
+    // And with a reader that stops reading.
     let mut export = lab.command(&["export", "web", "-"]);
     let mut export = export.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut pipe = export.stdout.take().unwrap();
@@ -663,7 +664,7 @@ fn what_is_called_off_leaves_nothing_and_waits_for_nobody() {
 }
 
 #[test]
-fn a_clone_that_was_cut_short_is_made_anew() {
+fn interrupted_clone_is_repeated() {
     let Some(lab) = fragile() else { return };
     let (disks, before) = (disks(&lab, "web"), tree(&lab));
     let clean = || {
@@ -674,7 +675,7 @@ fn a_clone_that_was_cut_short_is_made_anew() {
         assert!(tree(&lab) == before, "{:?}", tree(&lab).keys());
     };
     at_every_step(&lab, &["clone", "web", "copy"], None, clean, |step| {
-        // No half VM: with its file it has everything.
+        // No incomplete VM: with its file it has everything.
         let published = lab.file("copy").exists();
         assert!(!published || same_disks(&lab, "copy", &disks), "{step}");
         match published {
@@ -689,7 +690,7 @@ fn a_clone_that_was_cut_short_is_made_anew() {
             nothing_is_left(&lab);
         }
     });
-    // What is never tried again goes with the next one that is.
+    // Leftovers without a retry are removed by the next successful run.
     let all = |name: &str| tree(&lab).keys().any(|path| path.ends_with(name));
     clean();
     let mut step = 0;
@@ -702,7 +703,7 @@ fn a_clone_that_was_cut_short_is_made_anew() {
 }
 
 #[test]
-fn an_export_that_was_cut_short_leaves_no_archive() {
+fn interrupted_export_leaves_no_archive() {
     let Some(lab) = fragile() else { return };
     let (before, dir) = (tree(&lab), lab.path().join("out"));
     fs::create_dir(&dir).unwrap();
@@ -728,7 +729,7 @@ fn an_export_that_was_cut_short_leaves_no_archive() {
 }
 
 #[test]
-fn an_import_that_was_cut_short_is_made_anew() {
+fn interrupted_import_is_repeated() {
     let Some(here) = fragile() else { return };
     let tar = here.path().join("web.tar");
     let tar = tar.to_str().unwrap();

@@ -43,9 +43,9 @@ fn write_verb(page: &mut String, verb: &Command) -> io::Result<()> {
     }
     // The options of all verbs have been written.
     let own = verb.clone().disable_help_flag(true).mut_args(|arg| {
-        let told = arg.is_global_set() || arg.get_id() == "help";
+        let is_global = arg.is_global_set() || arg.get_id() == "help";
         let hidden = arg.is_hide_set();
-        arg.hide(told || hidden)
+        arg.hide(is_global || hidden)
     });
     page.push_str(&options(own)?);
     Ok(())

@@ -1,9 +1,9 @@
-//! What two VMs claim at once.
+//! Addresses, UUIDs and UIDs of two VMs that conflict.
 
 use super::*;
 
 #[test]
-fn two_vms_with_one_address() {
+fn two_vms_with_the_same_address() {
     const MAC: &str = "52:54:00:00:00:01";
     let address = "ip = \"192.168.97.15/24\"\n[cloudInit]";
     let mac = format!("mac = \"{MAC}\"");
@@ -14,12 +14,12 @@ fn two_vms_with_one_address() {
     };
     let kept = |name: &str, uuid: &str| with_identity(vm(name, ""), uuid, "pc-q35-10.0", Some(MAC));
     let copy = "if one is a copy of the other, stop it and remove its identity.toml";
-    let change = "reboot the one whose VM file has changed";
+    let change = "reboot the VM whose file has changed";
     for (vms, expected) in [
-        // Told by the check of the files.
+        // Reported by `qvm check`.
         (vec![vm("a", &mac), vm("b", &mac)], vec![]),
         (vec![vm("a", address), vm("b", address)], vec![]),
-        // Once for each VM, whatever the source.
+        // Two claims of the same VM do not conflict.
         (vec![runs(vm("a", &mac), &mac), vm("b", "")], vec![]),
         (
             vec![runs(vm("a", ""), address), vm("b", address)],
@@ -53,22 +53,22 @@ fn two_vms_with_one_address() {
             ],
         ),
         (vec![kept("a", "1"), with_identity(vm("b", ""), "2", "pc-q35-10.0", None)], vec![]),
-        // What is not running any more claims nothing by how it once was started.
+        // A stopped VM has no claims from the VM file of its last start.
         (
             vec![VmSeen { booted: Some(file("a", address)), ..vm("a", "") }, vm("b", address)],
             vec![],
         ),
     ] {
-        let told = told(&well(vms), "addresses");
-        assert_eq!(told.len(), expected.len(), "{told:?}");
-        for (said, (starts, todo)) in told.iter().zip(expected) {
-            assert!(said.starts_with(&starts) && said.contains(todo), "{said}");
+        let findings = findings(&healthy(vms), "addresses");
+        assert_eq!(findings.len(), expected.len(), "{findings:?}");
+        for (finding, (starts, todo)) in findings.iter().zip(expected) {
+            assert!(finding.starts_with(&starts) && finding.contains(todo), "{finding}");
         }
     }
 }
 
 #[test]
-fn two_vms_with_one_user() {
+fn two_vms_with_the_same_uid() {
     let kept = |name: &str, user: u32| {
         let mut seen = with_identity(vm(name, ""), name, "pc-q35-10.0", None);
         if let Ok(Some(identity)) = &mut seen.identity {
@@ -77,21 +77,21 @@ fn two_vms_with_one_user() {
         seen
     };
     let runs_as = |seen: VmSeen, user: u32| VmSeen { runs: true, user: Some(user), ..seen };
-    for (vms, twice) in [
+    for (vms, conflict) in [
         (vec![kept("a", 5), kept("b", 6)], false),
         (vec![kept("a", 5), kept("b", 5)], true),
-        // It is the same one that runs, and another that has taken what it was.
+        // A UID of a running QEMU may be assigned to another VM.
         (vec![runs_as(kept("a", 5), 5), kept("b", 6)], false),
         (vec![runs_as(kept("a", 6), 5), kept("b", 5)], true),
         (vec![runs_as(vm("a", ""), 5), runs_as(vm("b", ""), 5)], true),
     ] {
-        let told: Vec<String> = told(&well(vms), "isolation")
+        let findings: Vec<String> = findings(&healthy(vms), "isolation")
             .into_iter()
-            .filter(|said| !said.starts_with("ok "))
+            .filter(|finding| !finding.starts_with("ok "))
             .collect();
-        let expected = "error isolation: `a` and `b` have the same user 5: it keeps neither QEMU from the other | \
-                        stop one that runs, and start it: whichever starts next is given a user of its own";
-        let expected: &[&str] = if twice { &[expected] } else { &[] };
-        assert_eq!(told, expected);
+        let expected = "error isolation: `a` and `b` have the same UID 5: their QEMU processes are \
+                        not isolated | stop and start one of them: it gets another UID";
+        let expected: &[&str] = if conflict { &[expected] } else { &[] };
+        assert_eq!(findings, expected);
     }
 }

@@ -1,60 +1,60 @@
-//! Memory and disks: what was promised beside what there is.
+//! Whether memory and disk space suffice for the VMs.
 
 use super::*;
 
 #[test]
-fn memory_of_what_runs_and_of_what_starts() {
+fn memory_of_running_and_starting_vms() {
     let (up, auto) = ("mem = \"8G\"", "mem = \"10G\"\nautostart = true");
     let runs = |vm: VmSeen| VmSeen { runs: true, booted: vm.written.clone(), ..vm };
     for (vms, expected) in [
         (
             vec![vm("web", up)],
-            "ok memory: of 16 GiB, VMs can have 15 GiB; those that run may take 0 MiB, and with `autostart` 0 MiB",
+            "ok memory: VMs may use 15 GiB of 16 GiB; running VMs may use 0 MiB, 0 MiB with those \
+             of `autostart`",
         ),
         (
             vec![runs(vm("web", up))],
-            "ok memory: of 16 GiB, VMs can have 15 GiB; those that run may take 8 GiB, and",
+            "ok memory: VMs may use 15 GiB of 16 GiB; running VMs may use 8 GiB, ",
         ),
         // Not counted twice.
         (
             vec![runs(vm("db", auto))],
-            "ok memory: of 16 GiB, VMs can have 15 GiB; those that run may take 10 GiB, and with `autostart` 10 GiB",
+            "ok memory: VMs may use 15 GiB of 16 GiB; running VMs may use 10 GiB, 10 GiB with \
+             those of `autostart`",
         ),
         (
             vec![runs(vm("web", up)), vm("db", auto)],
-            "warning memory: of 16 GiB, VMs can have 15 GiB; those that run may take 8 GiB, and with `autostart` 18.1 GiB: more than \
-             there is when the host has started, the last to start will be refused | ",
+            "warning memory: VMs may use 15 GiB of 16 GiB; running VMs may use 8 GiB, 18.1 GiB \
+             with those of `autostart`: not enough memory after a boot, the last to start will be \
+             refused | ",
         ),
         (
             vec![runs(vm("web", up)), runs(vm("db", auto))],
-            "warning memory: of 16 GiB, VMs can have 15 GiB; those that run may take 18.1 GiB, and with `autostart` 18.1 GiB: more than there is | ",
+            "warning memory: VMs may use 15 GiB of 16 GiB; running VMs may use 18.1 GiB, 18.1 GiB \
+             with those of `autostart`: not enough memory | ",
         ),
     ] {
-        one(&well(vms), "memory", expected);
+        one(&healthy(vms), "memory", expected);
     }
-    // What runs counts as it was started, also without its VM file.
+    // A running VM counts with the VM file of its start, even if the file is removed.
     let mut web = runs(vm("web", up));
     web.written = Some(file("web", "mem = \"1G\""));
     one(
-        &well(vec![web.clone()]),
+        &healthy(vec![web.clone()]),
         "memory",
-        "ok memory: of 16 GiB, VMs can have 15 GiB; those that run may take 8 GiB",
+        "ok memory: VMs may use 15 GiB of 16 GiB; running VMs may use 8 GiB, ",
     );
     web.written = None;
-    let mut seen = well(vec![web]);
-    one(
-        &seen,
-        "memory",
-        "ok memory: of 16 GiB, VMs can have 15 GiB; those that run may take 8 GiB",
-    );
+    let mut seen = healthy(vec![web]);
+    one(&seen, "memory", "ok memory: VMs may use 15 GiB of 16 GiB; running VMs may use 8 GiB, ");
     seen.memory = None;
-    assert_eq!(told(&seen, "memory"), Vec::<String>::new());
+    assert_eq!(findings(&seen, "memory"), Vec::<String>::new());
 }
 
 #[test]
-fn room_for_disks() {
+fn disk_space_for_growing_disks() {
     const GIB: u64 = 1 << 30;
-    let few = "error disk: `/var/lib/qvm` has ";
+    let low = "error disk: `/var/lib/qvm` has ";
     for (free, total, virtual_size, allocated, expected) in [
         (500, 1000, 0, 0, vec!["ok disk: "]),
         (
@@ -63,7 +63,8 @@ fn room_for_disks() {
             110,
             10,
             vec![
-                "ok disk: disks in `/var/lib/qvm` may grow by 100 GiB to 110 GiB, and 100 GiB is free",
+                "ok disk: disks in `/var/lib/qvm` may grow by 100 GiB to 110 GiB, and 100 GiB is \
+                 free",
             ],
         ),
         (
@@ -72,8 +73,8 @@ fn room_for_disks() {
             111,
             10,
             vec![
-                "warning disk: disks in `/var/lib/qvm` may grow by 101 GiB to 111 GiB, and 100 GiB is free: \
-             over-committed, 101 % of what is free is promised | ",
+                "warning disk: disks in `/var/lib/qvm` may grow by 101 GiB to 111 GiB, and 100 GiB \
+             is free: overcommitted by 101 % of the free space | ",
             ],
         ),
         (
@@ -82,35 +83,36 @@ fn room_for_disks() {
             300,
             0,
             vec![
-                "warning disk: disks in `/var/lib/qvm` may grow by 300 GiB to 300 GiB, and 100 GiB is free: \
-             over-committed, 300 % of what is free is promised | ",
+                "warning disk: disks in `/var/lib/qvm` may grow by 300 GiB to 300 GiB, and 100 GiB \
+             is free: overcommitted by 300 % of the free space | ",
             ],
         ),
-        // A qcow2 file can be larger than what the guest sees.
+        // A qcow2 file can be larger than its virtual size.
         (100, 1000, 10, 11, vec!["ok disk: disks in `/var/lib/qvm` may grow by 0 MiB to 10 GiB"]),
-        // Two percent, and one gibibyte.
+        // The limits: 2 % and 1 GiB.
         (20, 1000, 0, 0, vec!["ok "]),
-        (19, 1000, 0, 0, vec![few]),
+        (19, 1000, 0, 0, vec![low]),
         (1, 10, 0, 0, vec!["ok "]),
-        (0, 10, 0, 0, vec![few]),
-        (0, 10, 5, 0, vec![few, "warning disk: "]),
-        (0, 0, 0, 0, vec![few]),
+        (0, 10, 0, 0, vec![low]),
+        (0, 10, 5, 0, vec![low, "warning disk: "]),
+        (0, 0, 0, 0, vec![low]),
     ] {
         let disk = DiskSeen { virtual_size: virtual_size * GIB, allocated: allocated * GIB };
-        let mut seen = well(vec![VmSeen { disks: vec![disk], ..vm("web", "") }]);
-        seen.room = Some(Room { at: "/var/lib/qvm".into(), free: free * GIB, total: total * GIB });
-        let told = told(&seen, "disk");
-        assert_eq!(told.len(), expected.len(), "{told:?}");
-        for (said, starts) in told.iter().zip(expected) {
-            assert!(said.starts_with(starts), "{said}");
+        let mut seen = healthy(vec![VmSeen { disks: vec![disk], ..vm("web", "") }]);
+        seen.disk_space =
+            Some(DiskSpace { at: "/var/lib/qvm".into(), free: free * GIB, total: total * GIB });
+        let findings = findings(&seen, "disk");
+        assert_eq!(findings.len(), expected.len(), "{findings:?}");
+        for (finding, starts) in findings.iter().zip(expected) {
+            assert!(finding.starts_with(starts), "{finding}");
         }
     }
     let huge = DiskSeen { virtual_size: u64::MAX, allocated: 0 };
-    let seen = well(vec![VmSeen { disks: vec![huge, huge], ..vm("web", "") }]);
+    let seen = healthy(vec![VmSeen { disks: vec![huge, huge], ..vm("web", "") }]);
     one(&seen, "disk", "warning disk: ");
-    let mut seen = well(vec![]);
-    seen.room = Some(Room { at: "/x".into(), free: (GIB * 3) / 2, total: 100 * GIB });
-    one(&seen, "disk", "error disk: `/x` has 1.5 GiB left of 100 GiB (2 %) | make room");
-    seen.room = None;
-    assert_eq!(told(&seen, "disk"), Vec::<String>::new());
+    let mut seen = healthy(vec![]);
+    seen.disk_space = Some(DiskSpace { at: "/x".into(), free: (GIB * 3) / 2, total: 100 * GIB });
+    one(&seen, "disk", "error disk: `/x` has 1.5 GiB of 100 GiB free (2 %) | free space");
+    seen.disk_space = None;
+    assert_eq!(findings(&seen, "disk"), Vec::<String>::new());
 }

@@ -1,4 +1,4 @@
-//! A host on which all is well, and what each thing that is not leads to.
+//! A healthy host, and the finding of each fault.
 
 pub(crate) mod claims;
 pub(crate) mod headroom;
@@ -24,9 +24,11 @@ use crate::{
 
 proptest! {
     #[test]
-    fn what_other_programs_print_never_panics(
-        text in "(-P FORWARD DROP|-A |-i |br0|\\+|-m physdev|-j ACCEPT|Id=|TimeoutStopUSec=|[0-9]{1,20}|min|\\.|y | |\\PC|\n){0,30}",
-        json in "(\\[|\\]|\\{|\\}|\"|:|,|nftables|chain|rule|expr|hook|forward|match|null|1){0,40}",
+    fn output_of_other_programs_never_panics(
+        text in "(-P FORWARD DROP|-A |-i |br0|\\+|-m physdev|-j ACCEPT|Id=|TimeoutStopUSec=|\
+                 [0-9]{1,20}|min|\\.|y | |\\PC|\n){0,30}",
+        json in "(\\[|\\]|\\{|\\}|\"|:|,|nftables|chain|rule|expr|hook|forward|match|\
+                 null|1){0,40}",
     ) {
         let _ = units(&text);
         let _ = nft(&json);
@@ -34,7 +36,7 @@ proptest! {
     }
 }
 
-/// A VM as it is before its first start.
+/// Returns a VM before its first start.
 fn vm(name: &str, text: &str) -> VmSeen {
     VmSeen {
         name: name.parse().unwrap(),
@@ -81,20 +83,20 @@ fn qemu(major: u16, minor: u16, micro: u16) -> Result<QemuSeen, Complaint> {
     })
 }
 
-fn complaint(what: &str, way_out: Option<&str>) -> Complaint {
-    Complaint { what: what.into(), way_out: way_out.map(str::to_owned) }
+fn complaint(what: &str, hint: Option<&str>) -> Complaint {
+    Complaint { what: what.into(), hint: hint.map(str::to_owned) }
 }
 
 fn words(all: &[&str]) -> Vec<String> {
     all.iter().map(|word| (*word).to_owned()).collect()
 }
 
-/// All is well, and these are the VMs.
-fn well(vms: Vec<VmSeen>) -> Seen {
+/// Returns a host without faults, with these VMs.
+fn healthy(vms: Vec<VmSeen>) -> Seen {
     Seen {
         kvm: KvmSeen {
             usable: Kvm::Usable,
-            roots_alone: false,
+            only_root: false,
             module: Some("kvm_amd".into()),
             nested: false,
             offered: true,
@@ -110,7 +112,11 @@ fn well(vms: Vec<VmSeen>) -> Seen {
         qemu_img: true,
         isolation: Some(Ok(Isolation::without(Mode::On, Some(1_900_000_000), vec![]))),
         network: Network::default(),
-        room: Some(Room { at: "/var/lib/qvm".into(), free: 500 << 30, total: 1000 << 30 }),
+        disk_space: Some(DiskSpace {
+            at: "/var/lib/qvm".into(),
+            free: 500 << 30,
+            total: 1000 << 30,
+        }),
         memory: Some(Memory::new(16 << 30, 0, None)),
         admission: Admission::Refuse,
         units: None,
@@ -119,8 +125,8 @@ fn well(vms: Vec<VmSeen>) -> Seen {
     }
 }
 
-/// `level about: found` and, after a bar, what to do; of the findings that are about this.
-fn told(seen: &Seen, about: &str) -> Vec<String> {
+/// Returns the findings about a subject, each as `level about: found | todo`.
+fn findings(seen: &Seen, about: &str) -> Vec<String> {
     let line = |Finding { level, about, found, todo, .. }: &Finding| {
         let todo = todo.as_ref().map_or_else(String::new, |todo| format!(" | {todo}"));
         format!("{} {about}: {found}{todo}", level.word())
@@ -130,19 +136,19 @@ fn told(seen: &Seen, about: &str) -> Vec<String> {
 
 #[track_caller]
 fn one(seen: &Seen, about: &str, starts: &str) -> String {
-    let told = told(seen, about);
-    let [only] = told.as_slice() else { panic!("{told:?}") };
+    let findings = findings(seen, about);
+    let [only] = findings.as_slice() else { panic!("{findings:?}") };
     assert!(only.starts_with(starts), "{only}");
     only.clone()
 }
 
 fn bridge(stp: u8, forward_delay: u64, ports: &[(&str, bool)]) -> Interface {
-    let port = |(name, tap): &(&str, bool)| Port { name: (*name).to_owned(), tap: *tap };
+    let port = |(name, tap): &(&str, bool)| BridgePort { name: (*name).to_owned(), tap: *tap };
     let ports = ports.iter().map(port).collect();
     Interface::Bridge(Bridge { up: true, mtu: Some(1500), stp, forward_delay, ports })
 }
 
-/// As systemd shows the unit of a VM that is as it should be, but for its time.
+/// Returns a correct unit, except for its timeout.
 fn unit(name: &str, timeout: &str) -> Unit {
     let text = format!(
         "Id={}\nLoadState=loaded\nTimeoutStopUSec={timeout}\nNeedDaemonReload=no\n\
@@ -153,8 +159,8 @@ fn unit(name: &str, timeout: &str) -> Unit {
 }
 
 #[test]
-fn where_all_is_well_every_subject_says_so_once() {
-    let mut seen = well(vec![vm("web", "bridge = \"br0\"\nautostart = true\n"), vm("db", "")]);
+fn healthy_host_has_one_finding_for_each_subject() {
+    let mut seen = healthy(vec![vm("web", "bridge = \"br0\"\nautostart = true\n"), vm("db", "")]);
     seen.network.bridges = [("br0".parse().unwrap(), bridge(0, 1500, &[("eth0", false)]))].into();
     seen.units = Some(Ok(vec![unit("web", "2min 30s"), unit("db", "infinity")]));
     let all: Vec<String> =
@@ -173,61 +179,62 @@ fn where_all_is_well_every_subject_says_so_once() {
     ];
     assert_eq!(all, expected);
     assert!(examine(&seen).iter().all(|finding| finding.todo.is_none()));
-    assert_eq!(told(&seen, "VM files"), ["ok VM files: all 2 are valid"]);
+    assert_eq!(findings(&seen, "VM files"), ["ok VM files: all 2 are valid"]);
     let json = serde_json::to_value(examine(&seen)).unwrap();
     let expected = serde_json::json!({
         "code": "kvm",
         "level": "ok",
         "about": "kvm",
-        "found": "/dev/kvm can be opened, of `kvm_amd`; guests may not be hypervisors themselves",
+        "found": "/dev/kvm is usable, by `kvm_amd`; nested virtualization is off",
         "todo": null
     });
     assert_eq!(json[0], expected);
 }
 
 #[test]
-fn without_vms_nothing_that_they_would_need_is_missed() {
-    let mut seen = well(vec![]);
+fn host_without_vms_has_no_warnings() {
+    let mut seen = healthy(vec![]);
     seen.network.netfilter = Some(Netfilter { ipv4: true, ipv6: true });
     seen.cgroups.root = Err(weights::Error::NotMounted);
     seen.kvm.usable = Kvm::Missing;
     let worst = examine(&seen).into_iter().map(|finding| finding.level).max();
     assert_eq!(worst, Some(Level::Note));
-    assert_eq!(told(&seen, "VM files"), ["ok VM files: there is none"]);
+    assert_eq!(findings(&seen, "VM files"), ["ok VM files: no VM file"]);
 }
 
 #[test]
 fn unknown_state_of_a_vm_is_an_error() {
-    let seen = well(vec![vm("db", ""), vm("web", "")]);
-    assert!(told(&seen, "web").is_empty());
+    let seen = healthy(vec![vm("db", ""), vm("web", "")]);
+    assert!(findings(&seen, "web").is_empty());
     let unknown = Some(complaint("cannot determine whether the VM is running", Some("look")));
-    let seen = well(vec![vm("db", ""), VmSeen { unknown, ..vm("web", "") }]);
+    let seen = healthy(vec![vm("db", ""), VmSeen { unknown, ..vm("web", "") }]);
     assert_eq!(
-        told(&seen, "web"),
+        findings(&seen, "web"),
         ["error web: cannot determine whether the VM is running | look"]
     );
 }
 
 #[test]
-fn a_layer_that_is_missing_is_told_with_what_gives_it() {
-    let mut seen = well(vec![vm("web", "isolation = \"off\"\n")]);
+fn missing_isolation_layer_has_a_remedy() {
+    let mut seen = healthy(vec![vm("web", "isolation = \"off\"\n")]);
     let why = "the kernel has none".to_owned();
     let missing = vec![Missing { layer: Layer::Landlock, why }];
     seen.isolation = Some(Ok(Isolation::without(Mode::On, None, missing)));
     assert_eq!(
-        told(&seen, "isolation"),
+        findings(&seen, "isolation"),
         [
-            "warning isolation: no landlock: the kernel has none | Linux 5.13 with CONFIG_SECURITY_LANDLOCK, and \
-             `landlock` in the kernel's `lsm=` list",
-            "note isolation: the QEMU of `web` has all rights of its supervisor: `isolation = \"off\"`",
+            "warning isolation: no landlock: the kernel has none | use Linux 5.13 or later with \
+             CONFIG_SECURITY_LANDLOCK, and `landlock` in `lsm=`",
+            "note isolation: the QEMU of `web` has all privileges of its supervisor: \
+             `isolation = \"off\"`",
         ]
     );
     seen.isolation = Some(Err(complaint("QEMU does not start", None)));
-    assert!(told(&seen, "isolation")[0].starts_with("error isolation: QEMU does not start"));
+    assert!(findings(&seen, "isolation")[0].starts_with("error isolation: QEMU does not start"));
 }
 
 #[test]
-fn many_names_are_cut_short() {
+fn long_lists_of_names_are_shortened() {
     let all: Vec<VmName> = (1..=7).map(|nr| format!("vm{nr}").parse().unwrap()).collect();
     let of = |count: usize| names(all.iter().take(count));
     assert_eq!(of(0), "");

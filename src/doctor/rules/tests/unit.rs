@@ -1,65 +1,68 @@
-//! Units: their timeouts, and what they know of their VM files.
+//! Units: their timeouts and drop-ins.
 
 use super::*;
 
 #[test]
-fn a_unit_must_wait_for_the_whole_ladder() {
+fn unit_timeout_covers_the_stop_ladder() {
     for (file, timeout, given) in [
         ("", "2min 30s", None),
         ("", "infinity", None),
-        ("", "2min 29.999s", Some("149 s, and the guest's may take 150 s")),
-        ("", "1min 30s", Some("90 s, and the guest's may take 150 s")),
-        ("shutdownTimeoutSec = 600", "2min 30s", Some("150 s, and the guest's may take 630 s")),
+        ("", "2min 29.999s", Some("149 s for a stop, but the VM may need 150 s")),
+        ("", "1min 30s", Some("90 s for a stop, but the VM may need 150 s")),
+        (
+            "shutdownTimeoutSec = 600",
+            "2min 30s",
+            Some("150 s for a stop, but the VM may need 630 s"),
+        ),
         ("shutdownTimeoutSec = 600", "10min 30s", None),
-        ("shutdownTimeoutSec = 10", "0", Some("0 s, and the guest's may take 40 s")),
+        ("shutdownTimeoutSec = 10", "0", Some("0 s for a stop, but the VM may need 40 s")),
     ] {
-        let mut seen = well(vec![vm("web", file)]);
+        let mut seen = healthy(vec![vm("web", file)]);
         seen.units = Some(Ok(vec![unit("web", timeout)]));
         match given {
-            None => drop(one(&seen, "units", "ok units: 1 made from VM files")),
+            None => drop(one(&seen, "units", "ok units: all 1 match their VM files")),
             Some(given) => {
-                let starts =
-                    format!("error web: its unit gives a stop {given} (`shutdownTimeoutSec`");
-                let said = one(&seen, "web", &starts);
+                let starts = format!("error web: its unit allows {given} (`shutdownTimeoutSec`");
+                let finding = one(&seen, "web", &starts);
                 assert!(
-                    said.ends_with(
-                        "| `systemctl daemon-reload`, so that the unit is made from the VM file"
+                    finding.ends_with(
+                        "| run `systemctl daemon-reload` to generate the unit from the VM file"
                     ),
-                    "{said}"
+                    "{finding}"
                 );
             }
         }
     }
-    let mut seen = well(vec![vm("web", "")]);
+    let mut seen = healthy(vec![vm("web", "")]);
     let mut short = unit("web", "10s");
     short.drop_ins.push("/etc/systemd/system/qvm@.service.d/short.conf".into());
     seen.units = Some(Ok(vec![short]));
-    let said = one(&seen, "web", "error web: ");
+    let finding = one(&seen, "web", "error web: ");
     assert!(
-        said.ends_with(
-            "| take `TimeoutStopSec` out of /etc/systemd/system/qvm@.service.d/short.conf"
+        finding.ends_with(
+            "| remove `TimeoutStopSec` from /etc/systemd/system/qvm@.service.d/short.conf"
         ),
-        "{said}"
+        "{finding}"
     );
 }
 
 #[test]
-fn units_that_know_nothing_of_their_vm_file() {
-    let mut seen = well(vec![vm("db", ""), vm("web", "")]);
+fn unit_without_drop_in_or_stale_or_missing() {
+    let mut seen = healthy(vec![vm("db", ""), vm("web", "")]);
     let fine = unit("db", "infinity");
     let bare = Unit { drop_ins: vec!["/etc/x.d/override.conf".into()], ..unit("web", "infinity") };
     seen.units = Some(Ok(vec![fine.clone(), bare]));
     one(
         &seen,
         "units",
-        "warning units: the unit knows nothing of the VM file (no drop-in `10-qvm.conf` by qvm-generator): `web` | ",
+        "warning units: the unit has no drop-in `10-qvm.conf` of qvm-generator: `web` | ",
     );
     let stale = Unit { stale: true, ..unit("web", "infinity") };
     seen.units = Some(Ok(vec![fine.clone(), stale]));
     one(
         &seen,
         "units",
-        "note units: the VM file is newer than the unit: `web` | `systemctl daemon-reload`",
+        "note units: the VM file is newer than the unit: `web` | run `systemctl daemon-reload`",
     );
     let absent = Unit { loaded: false, ..unit("web", "1s") };
     seen.units = Some(Ok(vec![fine, absent]));
@@ -68,26 +71,28 @@ fn units_that_know_nothing_of_their_vm_file() {
         "units",
         "warning units: qvm@.service is not installed: `web` cannot run as a unit | ",
     );
-    assert_eq!(told(&seen, "web"), Vec::<String>::new());
+    assert_eq!(findings(&seen, "web"), Vec::<String>::new());
     seen.units = Some(Err(complaint("no `systemctl`", None)));
     one(&seen, "units", "warning units: no `systemctl`");
     seen.units = None;
-    assert_eq!(told(&seen, "units"), Vec::<String>::new());
+    assert_eq!(findings(&seen, "units"), Vec::<String>::new());
     seen.vms.push(vm("x", "autostart = true"));
     one(
         &seen,
         "units",
-        "note units: no systemd looks for VMs here: `autostart` of `x` has no effect, and ",
+        "note units: systemd does not manage these VMs: `autostart` of `x` has no effect, and ",
     );
 }
 
 #[test]
-fn what_systemctl_shows_of_several_units() {
-    let said = "Id=qvm@web.service\nLoadState=loaded\nTimeoutStopUSec=1w 2d 3h 4min 5s 6ms 7us\nNeedDaemonReload=yes\n\
+fn output_of_systemctl_show() {
+    let output = "Id=qvm@web.service\nLoadState=loaded\n\
+        TimeoutStopUSec=1w 2d 3h 4min 5s 6ms 7us\nNeedDaemonReload=yes\n\
         DropInPaths=/a/10-qvm.conf /b/50-x.conf\n\n\
-        TimeoutStopUSec=infinity\nId=qvm@db.service\nLoadState=not-found\nNeedDaemonReload=no\nDropInPaths=\n\n\
+        TimeoutStopUSec=infinity\nId=qvm@db.service\nLoadState=not-found\n\
+        NeedDaemonReload=no\nDropInPaths=\n\n\
         Id=qvm@x.service\nLoadState=loaded\nTimeoutStopUSec=soon\n\nnonsense\n";
-    let all = units(said);
+    let all = units(output);
     let [web, db] = all.as_slice() else { panic!("{all:?}") };
     let seconds = ((7 + 2) * 24 + 3) * 3600 + 4 * 60 + 5;
     assert_eq!(web.stop_timeout, Some(seconds * 1_000_000 + 6007));

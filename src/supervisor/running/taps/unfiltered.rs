@@ -88,7 +88,7 @@ mod tests {
     use crate::{net::tap_spec::taps, spec, supervisor::running::taps::open};
 
     /// The error and its hint on a kernel without the filter.
-    fn told(text: &str) -> Option<(String, Option<String>)> {
+    fn refusal(text: &str) -> Option<(String, Option<String>)> {
         let name = "web".parse().unwrap();
         let vm = spec::read(&name, Path::new("/v/web.toml"), text, &mut |_| Ok(vec![])).unwrap();
         let missing = filters::Error::Missing(io::Error::from(Errno::EOPNOTSUPP));
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn strict_goes_without_a_filter_only_where_that_is_written() {
+    fn strict_requires_the_filter_unless_disabled() {
         for (written, required) in [
             ("bridge = \"br0\"", false),
             ("bridge = \"br0\"\nantiSpoof = true", true),
@@ -110,10 +110,10 @@ mod tests {
             ("isolation = \"strict\"\nbridge = \"br0\"\nantiSpoof = true", true),
         ] {
             let text = "cannot filter the traffic of the tap `qvm-web` (/v/web.toml";
-            let told = told(written).map(|(what, _)| what);
-            assert_eq!(told.is_some_and(|what| what.starts_with(text)), required, "{written}");
+            let refusal = refusal(written).map(|(what, _)| what);
+            assert_eq!(refusal.is_some_and(|what| what.starts_with(text)), required, "{written}");
         }
-        let (what, hint) = told("bridge = \"br0\"\nisolation = \"strict\"\n").unwrap();
+        let (what, hint) = refusal("bridge = \"br0\"\nisolation = \"strict\"\n").unwrap();
         assert_eq!(
             what,
             "`isolation = \"strict\"` (/v/web.toml:2), but the traffic of the tap `qvm-web` cannot \

@@ -87,7 +87,7 @@ impl Scene {
 async fn hung_lock_holder_blocks_no_start() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("lock");
-    let (messages, mut said) = mpsc::channel(9);
+    let (messages, mut received) = mpsc::channel(9);
     let waits = format!("waits for process {}, which checks the memory", std::process::id());
     let held = Lock::acquire(&path).unwrap();
     let (short, ()) = tokio::join!(alone(&path, &messages), async {
@@ -98,10 +98,10 @@ async fn hung_lock_holder_blocks_no_start() {
     let _held = Lock::acquire(&path).unwrap();
     assert!(alone(&path, &messages).await.unwrap().is_none());
     for _ in ["of the one", "of the other"] {
-        let message = said.try_recv();
+        let message = received.try_recv();
         assert!(matches!(&message, Ok(Message::Waiting(why)) if *why == waits), "{message:?}");
     }
-    assert!(said.try_recv().is_err());
+    assert!(received.try_recv().is_err());
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use crate::supervisor::tests::{Host, prepared_vm, qemu_program, vm};
 struct Scene {
     host: Host,
     settings: Settings,
-    said: Mutex<Vec<String>>,
+    messages: Mutex<Vec<String>>,
 }
 
 impl Scene {
@@ -22,7 +22,7 @@ impl Scene {
         let host = Host::new();
         let mut settings = host.ctx.settings().clone();
         settings.qemu = Some(qemu_program(host.dir.path(), "").into());
-        Self { host, settings, said: Mutex::default() }
+        Self { host, settings, messages: Mutex::default() }
     }
 
     /// A VM file of a VM whose disk is a file of the operator.
@@ -31,7 +31,7 @@ impl Scene {
     }
 
     fn prepare(&self, vm: Vm) -> Result<Prepared, Error> {
-        let say = |text: String| self.said.lock().unwrap().push(text);
+        let say = |text: String| self.messages.lock().unwrap().push(text);
         prepare(&self.settings, vm, &Cancel::default(), &say)
     }
 }
@@ -244,18 +244,18 @@ fn qemu_img_is_that_of_the_same_package() {
 
 #[test]
 fn progress_is_one_line_every_few_seconds() {
-    let said = Mutex::new(vec![]);
-    let say = |text: String| said.lock().unwrap().push(text);
+    let messages = Mutex::new(vec![]);
+    let say = |text: String| messages.lock().unwrap().push(text);
     let mut lines = ProgressLines { say: &say, last: None };
     let at =
         At { doing: crate::sys::progress::Doing::Copying, what: "root", done: 1, total: Some(2) };
     lines.at(&at);
     lines.at(&at);
     lines.note("a note");
-    assert_eq!(said.lock().unwrap().len(), 2, "{said:?}");
+    assert_eq!(messages.lock().unwrap().len(), 2, "{messages:?}");
     lines.last = std::time::Instant::now().checked_sub(SAY_EVERY);
     lines.at(&at);
-    let said = said.into_inner().unwrap();
-    assert_eq!((said.len(), said[1].as_str()), (3, "a note"));
-    assert_eq!(said[0], said[2]);
+    let messages = messages.into_inner().unwrap();
+    assert_eq!((messages.len(), messages[1].as_str()), (3, "a note"));
+    assert_eq!(messages[0], messages[2]);
 }

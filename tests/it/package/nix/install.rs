@@ -1,4 +1,4 @@
-//! The package: what is built and installed.
+//! The package: its build and its installed files.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ fn package_evaluates_with_the_program_version() {
     // Every source exists.
     let sources = package["sources"].as_array().unwrap();
     assert!(sources.len() > 10 && sources.iter().all(|exists| *exists == json!(true)));
-    // Without the hook of nixpkgs, `make install` installs.
+    // Without the hook of nixpkgs, `make install` installs the completions and manual pages.
     assert_eq!(package["dontCargoInstall"], true);
 }
 
@@ -43,7 +43,7 @@ fn make_install_needs_no_bin_bash() {
     let bin = dir.path().join("bin");
     fs::create_dir(&bin).unwrap();
     crate::lab::copy_program("/bin/bash", &bin.join("bash"));
-    // /bin/sh stays, as the copy, also where it is bash.
+    // The copy stays /bin/sh, even if that is bash.
     symlink("bash", bin.join("sh")).unwrap();
     let out = dir.path().join("out");
     let script = r#"
@@ -62,7 +62,7 @@ fn make_install_needs_no_bin_bash() {
     unshare.args(["--mount", "sh", "-c", script, "sh"]).arg(dir.path()).arg(QVM);
     unshare.current_dir(root()).stdin(Stdio::null());
     unshare.env_remove("MAKEFLAGS").env_remove("MAKELEVEL");
-    // Whether namespaces can be made at all.
+    // Whether namespaces can be created.
     let mut probe = Command::new("unshare");
     if !nix::unistd::geteuid().is_root() {
         probe.args(["--user", "--map-root-user"]);

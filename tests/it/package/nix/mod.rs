@@ -1,4 +1,5 @@
-//! The NixOS module, evaluated by Nix with a stand-in for nixpkgs (tests/nix/), and with the real one where QVM_NIXPKGS names it.
+//! The NixOS module, evaluated by Nix with a stand-in for nixpkgs (tests/nix/), and with the real
+//! one if QVM_NIXPKGS is set.
 
 mod install;
 mod nixpkgs;
@@ -17,12 +18,13 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Whether a test that lacks `what` must fail instead of being skipped.
+/// Whether a test without `what` must fail instead of being skipped.
 fn required(what: &str) -> bool {
     std::env::var("QVM_TEST_REQUIRE").is_ok_and(|all| all.split(',').any(|word| word == what))
 }
 
-/// Runs nix-instantiate with a store of its own, which is never written; `None` where Nix is not installed.
+/// Runs nix-instantiate with a separate store, which is never written; `None` if Nix is not
+/// installed.
 fn nix(arguments: &[&str]) -> Option<Output> {
     let _timed = crate::lab::timed::Timed::new();
     let own = tempfile::tempdir().unwrap();
@@ -41,7 +43,7 @@ fn nix(arguments: &[&str]) -> Option<Output> {
     output.ok()
 }
 
-/// The value of a file as JSON, or the error message; `None` where Nix is not installed.
+/// The value of a file as JSON, or the error message; `None` if Nix is not installed.
 fn evaluate(file: &str, arguments: &[&str]) -> Option<Result<Value, String>> {
     let output = nix(&[&["--eval", "--strict", "--json"], arguments, &[file]].concat())?;
     Some(match output.status.success() {
@@ -56,7 +58,7 @@ fn expression(value: &Value) -> String {
     format!("builtins.fromJSON {text}")
 }
 
-/// What the module makes of these VMs, with the stand-in.
+/// The output of the module for these VMs, with the stand-in.
 fn configure(vms: &Value) -> Option<Result<Value, String>> {
     evaluate("tests/nix/eval.nix", &["--arg", "vms", &expression(vms)])
 }
@@ -110,7 +112,8 @@ fn names_below(prefix: &str, text: &str) -> Vec<String> {
     names
 }
 
-/// An evaluation does not reach every branch; this finds a name that neither nixpkgs nor the stand-in has.
+/// An evaluation does not reach every branch; this finds a name that neither nixpkgs nor the
+/// stand-in has.
 #[test]
 fn every_library_function_exists() {
     // Not in the stand-in: nix/types.nix has a fallback for the first, only the NixOS test uses the second.

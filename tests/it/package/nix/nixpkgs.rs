@@ -1,10 +1,11 @@
-//! With a real nixpkgs, which QVM_NIXPKGS names: whole systems, the NixOS test, the flake, the manual. Needs Nix 2.18.
+//! With a real nixpkgs (QVM_NIXPKGS): whole systems, the NixOS test, the flake, the manual. Needs
+//! Nix 2.18.
 
 use serde_json::Value;
 
 use super::{evaluate, required};
 
-/// The directory of nixpkgs, if the test is given one.
+/// The directory of nixpkgs, if it is set.
 pub(super) fn path() -> Option<String> {
     let path = std::env::var("QVM_NIXPKGS").ok().filter(|path| !path.is_empty());
     if path.is_none() {

@@ -1,4 +1,4 @@
-//! The options: the keys of the VM file, their types and bounds, and the VM files that come of them.
+//! The options: the keys of the VM file, their types and bounds, and the resulting VM files.
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
@@ -61,7 +61,7 @@ fn examples_as_options_are_the_same_files() {
             format!("/store/qvm-files/vms/{name}.toml")
         );
     }
-    // The user-data is not on the machine that builds the system.
+    // The user-data does not exist on the build machine.
     let (valid, _) = check(dir.path(), &[]);
     assert!(!valid);
     let (valid, message) = check(dir.path(), &["--no-user-data"]);
@@ -85,7 +85,7 @@ fn empty_tables_are_written_and_nulls_are_not() {
     assert_eq!(without_nulls(&made.unwrap()["files"]["web"]), vm);
 }
 
-/// What the module makes of the host's settings.
+/// The output of the module for the host settings.
 fn settings(text: &str) -> Option<Result<Value, String>> {
     evaluate("tests/nix/eval.nix", &["--arg", "vms", "{ web = { }; }", "--arg", "settings", text])
 }
@@ -99,7 +99,7 @@ fn host_settings_are_written_only_if_set() {
     assert_eq!(made["etc"]["qvm/qvm.toml"], "/store/qvm-files/qvm.toml");
     let error = settings("{ admission = \"of\"; }").unwrap().unwrap_err();
     assert!(error.contains("services.qvm.settings.admission: \"of\" is not one of"), "{error}");
-    // The same keys as the program has.
+    // The same keys as in the program.
     let keys = evaluate("tests/nix/keys.nix", &["-A", "host"]).unwrap().unwrap();
     let mut written: Vec<String> = serde_json::from_value(keys).unwrap();
     written.sort();
@@ -108,7 +108,7 @@ fn host_settings_are_written_only_if_set() {
     assert_eq!(known, format!("valid keys are: {}", written.join(", ")));
 }
 
-/// Values at the bounds of the module's own types, and whether they are valid.
+/// Values at the bounds of the module's types, and whether they are valid.
 fn bounds() -> Vec<(&'static str, Value, bool)> {
     let sizes = |key, smallest: &[&str], largest: &[&str], outside: &[&str]| {
         let mut rows = Vec::new();
@@ -177,7 +177,7 @@ fn bounds() -> Vec<(&'static str, Value, bool)> {
     rows
 }
 
-/// A VM with one key set, and what that key needs beside it.
+/// A VM with one key, and the keys that it requires.
 fn vm_with(key: &str, value: &Value) -> Value {
     let mut parts: Vec<&str> = key.split('.').collect();
     let mut table = value.clone();
@@ -198,7 +198,8 @@ fn vm_with(key: &str, value: &Value) -> Value {
     table
 }
 
-/// A value that evaluates must not be refused when the system is built, and what qvm accepts must evaluate.
+/// A value that evaluates must not be refused by the build of the system, and a value that qvm
+/// accepts must evaluate.
 #[test]
 fn bounds_are_those_of_qvm_check() {
     let rows = bounds();
@@ -303,7 +304,7 @@ fn unknown_keys_are_refused_at_every_depth() {
     assert!(error.contains("The option `services.qvm.settings.reservemem' does not exist"));
 }
 
-/// A path value or a path in the store would copy the secret to where every user can read it.
+/// A path value or a path in the store would copy the secret to a place that every user can read.
 #[test]
 fn secrets_are_never_in_the_store() {
     for key in ["cloudInit.userData", "display.passwordFile"] {
@@ -393,7 +394,7 @@ fn guest_configuration_gives_the_image() {
     assert_eq!(guest["prefix"], json!(["services", "qvm", "guests", "seeded"]));
     assert_eq!((&guest["cloudInit"], &guest["modules"]), (&json!(true), &json!(2)));
     assert_eq!(made["guests"]["web"]["cloudInit"], false);
-    // The message of a guest's assertion names the guest.
+    // The message of a guest's assertion contains the name of the guest.
     let guests = "{ web.assertions = [ { assertion = false; message = \"too small\"; } ]; }";
     let made = evaluate("tests/nix/eval.nix", &["--arg", "guests", guests]).unwrap().unwrap();
     assert_eq!(made["assertions"], json!(["services.qvm.guests.web: too small"]));

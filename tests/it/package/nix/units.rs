@@ -1,4 +1,4 @@
-//! The units: what NixOS writes, what systemd reads, and what the scripts do.
+//! The units: as written by NixOS and read by systemd, and the scripts.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use super::{configure, evaluate, install::make_install, required};
 
 const VMS: &str = "{ web = { mem = \"1G\"; }; db = { }; }";
 
-/// The module of these VMs; `arguments` are further ones of tests/nix/eval.nix.
+/// The module with these VMs; `arguments` are further ones of tests/nix/eval.nix.
 fn made(arguments: &[&str]) -> Option<Value> {
     let all = [&["--arg", "vms", VMS], arguments].concat();
     Some(evaluate("tests/nix/eval.nix", &all)?.unwrap())
@@ -31,11 +31,12 @@ fn switch_reloads_and_never_stops_vms() {
     for (name, unit) in units.iter().filter(|(name, _)| name.starts_with("qvm@")) {
         assert_eq!(unit["dropIn"], true, "{name}");
         assert_eq!(unit["reloadIfChanged"], true, "{name}");
-        // An instance is left alone when it is removed; with the template, the module itself goes.
+        // An instance is not stopped when it is removed; with the template, the module itself is
+        // removed.
         assert_eq!(unit["stopOnRemoval"], name == "qvm@", "{name}");
         assert_eq!(unit["environment"]["QVM_QEMU"], "/store/qemu/bin/qemu-system-x86_64", "{name}");
         assert_eq!(unit["path"], json!(["/store/qemu"]), "{name}");
-        // What every unit of the template has, an instance has as well: its drop-in hides the template's.
+        // An instance has every setting of the template: its drop-in hides the template's.
         assert_eq!(unit["serviceConfig"], units["qvm@"]["serviceConfig"], "{name}");
         let text = unit["text"].as_str().unwrap();
         assert!(text.contains("\nX-ReloadIfChanged=true\n"), "{text}");
@@ -71,7 +72,7 @@ fn executable(path: &Path, text: &str) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// What systemd reads of a unit, by `systemd-analyze verify` with debug messages.
+/// The settings of a unit that systemd reads, by `systemd-analyze verify` with debug messages.
 struct Loaded {
     drop_ins: Vec<String>,
     environment: Vec<String>,
@@ -131,7 +132,7 @@ fn declared_vm_runs_what_an_undeclared_one_runs() {
         let units = store.join("qvm/lib/systemd").join(kind);
         for (name, unit) in made[key].as_object().unwrap() {
             let text = unit["text"].as_str().unwrap();
-            // On NixOS /etc/qvm/bin leads to the package.
+            // On NixOS, /etc/qvm/bin is a link to the package.
             let text = text.replace("/etc/qvm/bin", &format!("{}/qvm/bin", store.display()));
             let drop_in = units.join(format!("{name}.service.d/overrides.conf"));
             if unit["dropIn"] == true {
@@ -177,13 +178,13 @@ fn run_script(text: &str, replacements: &[(&str, &str)], arguments: &[&str]) -> 
 }
 
 #[test]
-fn roots_stay_until_qemu_is_gone() {
+fn roots_stay_until_qemu_exits() {
     let dir = tempfile::tempdir().unwrap();
     let [roots, qvm] = ["roots", "qvm"].map(|name| dir.path().join(name).display().to_string());
     let [config, state, run] = ["c", "s", "r"].map(|name| dir.path().join(name));
     fs::create_dir(&roots).unwrap();
     fs::create_dir_all(run.join("web")).unwrap();
-    // The program that was built, in directories of the test.
+    // The built program with directories of the test.
     let script = format!(
         "#!/bin/sh\nexec {} --config-dir {} --state-dir {} --runtime-dir {} \"$@\"\n",
         env!("CARGO_BIN_EXE_qvm"),
@@ -227,14 +228,15 @@ fn roots_stay_until_qemu_is_gone() {
     run_one(&add, "web");
     run_one(&add, "web2");
     assert_eq!(links(), ["web2@qemu /first/qemu", "web@qemu /first/qemu"]);
-    // A switch to another QEMU, and a restart of the supervisor: the running QEMU is still the first one.
+    // A switch to another QEMU, and a restart of the supervisor: the running QEMU is still the
+    // first one.
     run_one(&add_newer, "web");
     let all = ["web2@qemu /first/qemu", "web@qemu /first/qemu", "web@qemu-2 /second/qemu"];
-    // QEMU holds its lock whatever has become of the run record.
+    // QEMU holds its lock even without a run record.
     let lock = LivenessLock::acquire(&run.join("web/qemu.lock")).unwrap().into_qemu_fd().unwrap();
     run_one(&remove_newer, "web");
     assert_eq!(links(), all);
-    // Nor does a program that cannot report it prove anything.
+    // A program that cannot report the lock proves nothing either.
     drop(lock);
     fs::rename(&qvm, format!("{qvm}.old")).unwrap();
     run_one(&remove_newer, "web");
@@ -260,7 +262,7 @@ fn only_supervisors_of_another_program_are_replaced() {
     let store = dir.path().join("store");
     let Some(made) = made(&["--argstr", "store", &store.display().to_string()]) else { return };
     let script = made["units"]["qvm-replace"]["script"].as_str().unwrap();
-    // Programs that run for the time of the test, in the place of supervisors.
+    // Programs that run during the test, in the place of supervisors.
     let sleep = fs::canonicalize("/bin/sleep").unwrap();
     let [old, new] = ["old", "qvm"].map(|name| store.join(name).join("bin/qvm"));
     for program in [&old, &new] {

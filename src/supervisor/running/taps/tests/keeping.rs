@@ -1,74 +1,35 @@
-//! The taps of a running guest on bridges of the kernel, in a network namespace of the test.
+//! The keeper of taps: attaching them to their bridges, and its reports.
 
 use std::{
     collections::BTreeMap,
-    os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use tokio::sync::{Mutex, mpsc, watch};
 
-use super::{keeper::Keeper, open, wanted::WantedTaps};
+use super::{LIMIT, TEXT, controller, create, on_kernel, tap_of};
 use crate::{
-    net::{
-        broker::{self, Network},
-        link::Links,
-        tap,
-        tap_spec::{Tap, taps},
-    },
+    net::{broker::Network, tap_spec::taps},
     spec::TapHeal,
     supervisor::{
-        running::event::{TapsReport, VmEvent},
+        running::{
+            event::{TapsReport, VmEvent},
+            taps::{keeper::Keeper, wanted::WantedTaps},
+        },
         tests::{
-            netns::{inside, interface, ip},
+            netns::{interface, ip},
             vm,
         },
     },
     value::{Note, NoteCode},
 };
 
-/// How long the kernel or the keeper may take before a test fails.
-const LIMIT: Duration = Duration::from_secs(60);
-/// A VM with one NIC, without the filter, which has tests of its own.
-const TEXT: &str = "[nic.net]\nbridge = \"br0\"\nantiSpoof = false\n";
 const LOST: &str = "QVM_TAP_LOST";
 const HEALED: &str = "QVM_TAP_HEALED";
 
-/// Runs a test in a network namespace of its own, with a runtime.
-fn on_kernel(name: &str, test: impl Future<Output = ()>) {
-    inside(module_path!(), name, || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(test);
-    });
-}
-
-/// The tap of the VM file.
-fn tap_of(text: &str) -> Tap {
-    taps(&vm(text)).remove(0)
-}
-
-/// Creates the tap, which exists until it is dropped, as that of QEMU.
-fn create(tap: &Tap) -> OwnedFd {
-    tap::open(&tap.name, broker::tun()).unwrap()
-}
-
 fn wanted(text: &str, heal: TapHeal) -> WantedTaps {
     WantedTaps { heal, taps: taps(&vm(text)), ..WantedTaps::default() }
-}
-
-/// The name of the bridge that an interface is a port of.
-fn controller(name: &str) -> Option<String> {
-    interface(name)?["master"].as_str().map(str::to_owned)
-}
-
-/// Waits until an interface is a port of this bridge, or of none.
-async fn until_on(name: &str, bridge: Option<&str>) {
-    let begun = Instant::now();
-    while controller(name).as_deref() != bridge {
-        assert!(begun.elapsed() < LIMIT, "`{name}` is on {:?}", controller(name));
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }
 
 /// A keeper of taps, and its reports.
@@ -136,7 +97,7 @@ impl Scene {
 
 #[test]
 fn detached_tap_is_put_back() {
-    on_kernel("detached_tap_is_put_back", async {
+    on_kernel(module_path!(), "detached_tap_is_put_back", async {
         ip("link add br0 up type bridge");
         let tap = tap_of(TEXT);
         let _qemu = create(&tap);
@@ -150,18 +111,18 @@ fn detached_tap_is_put_back() {
         assert_eq!((lost.0, &lost.1["reason"]), (LOST, &"it was taken off the bridge".into()));
         assert_eq!((&lost.1["tap"], &lost.1["bridge"]), (&"qvm-web".into(), &"br0".into()));
         assert_eq!(report.notes, Vec::<Note>::new());
-        // It is not isolated, and has the alias of its VM again.
+        // The tap has the alias of its VM again.
         assert_eq!(interface("qvm-web").unwrap()["ifalias"], tap.alias);
     });
 }
 
 #[test]
 fn repeated_detaching_is_healed_at_intervals() {
-    on_kernel("repeated_detaching_is_healed_at_intervals", async {
+    on_kernel(module_path!(), "repeated_detaching_is_healed_at_intervals", async {
         ip("link add br0 up type bridge");
         let _qemu = create(&tap_of(TEXT));
         let mut scene = Scene::new(wanted(TEXT, TapHeal::Heal));
-        // It was never on its bridge.
+        // The tap was never on its bridge.
         scene.until_event(HEALED).await;
         let begun = Instant::now();
         for _ in 0..2 {
@@ -174,7 +135,7 @@ fn repeated_detaching_is_healed_at_intervals() {
 
 #[test]
 fn reported_tap_stays_off_its_bridge() {
-    on_kernel("reported_tap_stays_off_its_bridge", async {
+    on_kernel(module_path!(), "reported_tap_stays_off_its_bridge", async {
         ip("link add br0 up type bridge");
         let _qemu = create(&tap_of(TEXT));
         let mut scene = Scene::new(wanted(TEXT, TapHeal::Report));
@@ -194,7 +155,7 @@ fn reported_tap_stays_off_its_bridge() {
 
 #[test]
 fn port_of_another_bridge_is_left_there() {
-    on_kernel("port_of_another_bridge_is_left_there", async {
+    on_kernel(module_path!(), "port_of_another_bridge_is_left_there", async {
         ip("link add br0 up type bridge");
         ip("link add br1 up type bridge");
         let _qemu = create(&tap_of(TEXT));
@@ -204,7 +165,7 @@ fn port_of_another_bridge_is_left_there() {
         assert!(report.notes[0].text.contains("a port of something else"), "{:?}", report.notes);
         scene.assert_silent().await;
         assert_eq!(controller("qvm-web").as_deref(), Some("br1"));
-        // Off that bridge it is the keeper's again.
+        // Without that bridge, the keeper attaches it again.
         ip("link set qvm-web nomaster");
         scene.until_event(HEALED).await;
         assert_eq!(controller("qvm-web").as_deref(), Some("br0"));
@@ -213,12 +174,12 @@ fn port_of_another_bridge_is_left_there() {
 
 #[test]
 fn missing_bridge_is_awaited() {
-    on_kernel("missing_bridge_is_awaited", async {
+    on_kernel(module_path!(), "missing_bridge_is_awaited", async {
         let _qemu = create(&tap_of(TEXT));
         let mut scene = Scene::new(wanted(TEXT, TapHeal::Heal));
         let report = scene.until_event(LOST).await;
         assert!(report.notes[0].text.contains("`br0` does not exist"), "{:?}", report.notes);
-        // Another interface wakes nobody.
+        // Another interface does not wake the keeper.
         ip("link add veth0 type veth peer name veth1");
         scene.assert_silent().await;
         ip("link add br0 up type bridge");
@@ -235,7 +196,7 @@ fn missing_bridge_is_awaited() {
 
 #[test]
 fn deleted_tap_is_reported_after_a_while() {
-    on_kernel("deleted_tap_is_reported_after_a_while", async {
+    on_kernel(module_path!(), "deleted_tap_is_reported_after_a_while", async {
         ip("link add br0 up type bridge");
         let qemu = create(&tap_of(TEXT));
         ip("link set qvm-web master br0 up");
@@ -245,14 +206,14 @@ fn deleted_tap_is_reported_after_a_while() {
         drop(qemu);
         let report = scene.until_event(LOST).await;
         assert_eq!(report.events[0].1["reason"], "it was deleted");
-        // QEMU may have exited: that is learnt first.
+        // The exit of QEMU, which also deletes its taps, is reported first.
         assert!(begun.elapsed() >= Duration::from_secs(5), "{:?}", begun.elapsed());
     });
 }
 
 #[test]
 fn unplugged_nic_loses_no_tap() {
-    on_kernel("unplugged_nic_loses_no_tap", async {
+    on_kernel(module_path!(), "unplugged_nic_loses_no_tap", async {
         ip("link add br0 up type bridge");
         let qemu = create(&tap_of(TEXT));
         ip("link set qvm-web master br0 up");
@@ -261,7 +222,7 @@ fn unplugged_nic_loses_no_tap() {
         drop(qemu);
         scene.wanted.send(WantedTaps::default()).unwrap();
         scene.assert_silent().await;
-        // A new NIC with a tap of that name is another one.
+        // A new NIC may have a tap of the same name.
         let _qemu = create(&tap_of(TEXT));
         scene.wanted.send(wanted(TEXT, TapHeal::Heal)).unwrap();
         scene.until_event(HEALED).await;
@@ -270,7 +231,7 @@ fn unplugged_nic_loses_no_tap() {
 
 #[test]
 fn held_taps_are_not_examined() {
-    on_kernel("held_taps_are_not_examined", async {
+    on_kernel(module_path!(), "held_taps_are_not_examined", async {
         ip("link add br0 up type bridge");
         let _qemu = create(&tap_of(TEXT));
         let held = WantedTaps { held: true, ..wanted(TEXT, TapHeal::Heal) };
@@ -284,13 +245,13 @@ fn held_taps_are_not_examined() {
 
 #[test]
 fn change_of_machine_waits_for_examination() {
-    on_kernel("change_of_machine_waits_for_examination", async {
+    on_kernel(module_path!(), "change_of_machine_waits_for_examination", async {
         ip("link add br0 up type bridge");
         let _qemu = create(&tap_of(TEXT));
         let scene_wanted = wanted(TEXT, TapHeal::Heal);
         let mut scene = Scene::new(WantedTaps::default());
         let examining = scene.examining.clone();
-        // The machine is being changed: the keeper must not see half of it.
+        // The machine is being changed: the keeper must not see an incomplete state.
         let changing = examining.lock().await;
         scene.wanted.send(scene_wanted.clone()).unwrap();
         scene.assert_silent().await;
@@ -304,11 +265,11 @@ fn change_of_machine_waits_for_examination() {
 
 #[test]
 fn unwatched_taps_are_left_alone() {
-    on_kernel("unwatched_taps_are_left_alone", async {
+    on_kernel(module_path!(), "unwatched_taps_are_left_alone", async {
         ip("link add br0 type bridge");
         let _qemu = create(&tap_of(TEXT));
         let mut scene = Scene::new(wanted(TEXT, TapHeal::Off));
-        // A bridge that passes nothing is reported all the same, and asked for until it does.
+        // A bridge that is down is reported nevertheless, and polled until it is up.
         let report = scene.report().await;
         assert_eq!(report.notes.len(), 1);
         assert!(report.notes[0].code == NoteCode::BridgeDown, "{:?}", report.notes);
@@ -321,7 +282,7 @@ fn unwatched_taps_are_left_alone() {
 
 #[test]
 fn bridge_that_is_down_is_noted() {
-    on_kernel("bridge_that_is_down_is_noted", async {
+    on_kernel(module_path!(), "bridge_that_is_down_is_noted", async {
         ip("link add br0 up type bridge");
         let text = TEXT.to_owned() + "mtu = 9000\n";
         let _qemu = create(&tap_of(&text));
@@ -334,18 +295,18 @@ fn bridge_that_is_down_is_noted() {
         assert!(report.notes[0].code == NoteCode::BridgeDown, "{:?}", report.notes);
         ip("link set br0 up");
         scene.until_notes(|notes| notes.len() == 1).await;
-        // The tap itself was never off.
+        // The tap was never detached.
         assert_eq!(controller("qvm-web").as_deref(), Some("br0"));
     });
 }
 
 #[test]
 fn unreachable_network_is_noted_and_tried_again() {
-    on_kernel("unreachable_network_is_noted_and_tried_again", async {
+    on_kernel(module_path!(), "unreachable_network_is_noted_and_tried_again", async {
         ip("link add br0 up type bridge");
         let _qemu = create(&tap_of(TEXT));
         let dir = tempfile::tempdir().unwrap();
-        let network = Network::lent(dir.path().join("nobody"));
+        let network = Network::lent(dir.path().join("no-broker"));
         let mut scene = Scene::by(network, wanted(TEXT, TapHeal::Heal));
         let report = scene.report().await;
         assert!(report.notes[0].code == NoteCode::TapsUnattended, "{:?}", report.notes);
@@ -358,7 +319,7 @@ fn unreachable_network_is_noted_and_tried_again() {
 
 #[test]
 fn taps_are_filtered_once_addresses_are_known() {
-    on_kernel("taps_are_filtered_once_addresses_are_known", async {
+    on_kernel(module_path!(), "taps_are_filtered_once_addresses_are_known", async {
         ip("link add br0 up type bridge");
         let text = "bridge = \"br0\"\n";
         let tap = tap_of(text);
@@ -392,91 +353,12 @@ fn taps_are_filtered_once_addresses_are_known() {
 
 #[test]
 fn keeper_ends_with_its_vm() {
-    on_kernel("keeper_ends_with_its_vm", async {
+    on_kernel(module_path!(), "keeper_ends_with_its_vm", async {
         let (wanted, changes) = watch::channel(WantedTaps::default());
         let (sender, _reports) = mpsc::channel(1);
         let keeper = Keeper::new(Network::default(), changes, Arc::default(), sender);
         let keeper = tokio::spawn(keeper.keep());
         drop(wanted);
         tokio::time::timeout(LIMIT, keeper).await.unwrap().unwrap();
-    });
-}
-
-#[test]
-fn opened_tap_is_filtered_and_on_its_bridge() {
-    on_kernel("opened_tap_is_filtered_and_on_its_bridge", async {
-        ip("link add br0 up type bridge");
-        let vm = vm("[nic.net]\nbridge = \"br0\"\nmac = \"52:54:00:00:00:01\"\nisolated = true\n");
-        let tap = taps(&vm).remove(0);
-        let macs = BTreeMap::new();
-        let (fd, notes) = open::open(&Network::default(), &vm, &tap, &macs).await.unwrap();
-        assert_eq!(notes, Vec::<Note>::new());
-        let link = interface("qvm-web").unwrap();
-        assert_eq!((&link["master"], &link["ifalias"]), (&"br0".into(), &"qvm:web:net".into()));
-        assert_eq!(link["linkinfo"]["info_slave_data"]["isolated"], true);
-        drop(fd);
-        assert!(interface("qvm-web").is_none());
-    });
-}
-
-#[test]
-fn tap_of_an_exiting_qemu_is_awaited() {
-    on_kernel("tap_of_an_exiting_qemu_is_awaited", async {
-        ip("link add br0 up type bridge");
-        let vm = vm(TEXT);
-        let tap = taps(&vm).remove(0);
-        let earlier = create(&tap);
-        ip(&format!("link set qvm-web alias {}", tap.alias));
-        let (network, macs) = (Network::default(), BTreeMap::new());
-        let next = open::open(&network, &vm, &tap, &macs);
-        let (next, ()) = tokio::join!(next, async {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            drop(earlier);
-        });
-        assert_eq!(controller("qvm-web").as_deref(), Some("br0"));
-        drop(next.unwrap());
-    });
-}
-
-#[test]
-fn foreign_tap_and_missing_bridge_are_refused() {
-    on_kernel("foreign_tap_and_missing_bridge_are_refused", async {
-        let vm = vm(TEXT);
-        let tap = taps(&vm).remove(0);
-        let (network, macs) = (Network::default(), BTreeMap::new());
-        let error = open::open(&network, &vm, &tap, &macs).await.unwrap_err();
-        assert!(matches!(error, open::Error::Link { .. }), "{error:?}");
-        // Nothing is left of the tap.
-        assert!(interface("qvm-web").is_none());
-        ip("link add br0 up type bridge");
-        let _other = create(&tap);
-        ip("link set qvm-web alias backup");
-        let begun = Instant::now();
-        let error = open::open(&network, &vm, &tap, &macs).await.unwrap_err();
-        assert!(matches!(error, open::Error::Tap { .. }), "{error:?}");
-        assert!(begun.elapsed() < Duration::from_secs(2), "a foreign tap is not awaited");
-        // A tap of the VM that stays is refused in the end.
-        ip(&format!("link set qvm-web alias {}", tap.alias));
-        let begun = Instant::now();
-        let error = open::open(&network, &vm, &tap, &macs).await.unwrap_err();
-        assert!(matches!(error, open::Error::Tap { .. }), "{error:?}");
-        assert!(begun.elapsed() >= Duration::from_secs(2));
-    });
-}
-
-#[test]
-fn attached_tap_knows_its_bridge() {
-    on_kernel("attached_tap_knows_its_bridge", async {
-        ip("link add br0 type bridge");
-        ip("link add br1 up type bridge");
-        let tap = tap_of("[nic.net]\nbridge = \"br0\"\nmtu = 9000\n");
-        let _qemu = create(&tap);
-        let links = Links::open(Network::default().connect().await).unwrap();
-        let notes = open::attach(&links, &tap, "web.toml:1").await.unwrap();
-        assert_eq!(notes.len(), 2, "{notes:?}");
-        // To another bridge it moves.
-        let moved = Tap { bridge: "br1".parse().unwrap(), mtu: None, ..tap };
-        assert_eq!(open::attach(&links, &moved, "web.toml:1").await.unwrap(), Vec::<Note>::new());
-        until_on("qvm-web", Some("br1")).await;
     });
 }
