@@ -46,13 +46,18 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let screen = Screen::detect(&io::stderr(), &|key| env::var_os(key));
+            let hint = cwd_hint(&env::args_os().collect::<Vec<_>>());
+            let (failure, hint) = match (failure.code(), hint) {
+                (Some(_), Some(hint)) => (failure.or_hint(hint), None),
+                (_, hint) => (failure, hint),
+            };
             let text = match (failure.shown(screen), in_journal) {
                 (text, false) if !text.is_empty() => format!("{text}\n"),
                 (text, true) => journal::prioritised(&text, Level::ERROR),
                 (text, false) => text,
             };
-            let hint = cwd_hint(&env::args_os().collect::<Vec<_>>());
-            let text = format!("{text}{}", hint.unwrap_or_default());
+            let hint = hint.map_or_else(String::new, |hint| format!("hint: {hint}\n"));
+            let text = text + &hint;
             // Without standard error only the exit code remains. `eprint!` is not used: a thread
             // that is blocked by a stopped terminal may hold its lock.
             if !text.is_empty() {
@@ -72,7 +77,7 @@ fn exit_with_usage(error: &clap::Error) -> ! {
     std::process::exit(error.exit_code())
 }
 
-/// Returns a hint as a line if an argument is a relative path and the current directory does not
+/// Returns a hint if an argument is a relative path and the current directory does not
 /// exist: each system call then fails with "not found".
 fn cwd_hint(arguments: &[std::ffi::OsString]) -> Option<&'static str> {
     let is_relative = |argument: &std::ffi::OsString| {
@@ -81,8 +86,7 @@ fn cwd_hint(arguments: &[std::ffi::OsString]) -> Option<&'static str> {
     };
     let gone = env::current_dir().is_err() && arguments.iter().skip(1).any(is_relative);
     gone.then_some(
-        "hint: the current directory does not exist; change to another, or write an absolute \
-         path\n",
+        "the current directory does not exist; change to another, or write an absolute path",
     )
 }
 

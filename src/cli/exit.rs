@@ -135,6 +135,12 @@ impl Failure {
         Self { hint: hint.into(), ..self }
     }
 
+    /// Sets the hint of a failure without one.
+    #[must_use]
+    pub fn or_hint(self, hint: &str) -> Self {
+        Self { hint: self.hint.or_else(|| Some(hint.to_owned())), ..self }
+    }
+
     /// Sets the exit code.
     #[must_use]
     pub fn exit(self, exit: u8) -> Self {
@@ -194,8 +200,8 @@ fn io_code(error: &(dyn Error + 'static)) -> ErrorCode {
     ErrorCode::InternalError
 }
 
-/// `error: web: a: b: c`, a line `hint: …` and a line `code: …`, without a newline at the end; empty
-/// if there is no text.
+/// `error: web: a: b: c`, a line `hint: …` and a line `code: …`, without a newline at the end;
+/// empty if there is no text.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.as_it_is {

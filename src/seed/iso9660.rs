@@ -61,12 +61,8 @@ impl Explain for Error {
     }
 
     fn own_hint(&self) -> Option<String> {
-        match self {
-            Self::FileTooLarge(..) | Self::VolumeTooLarge(..) => {
-                Some("use a separate disk for large files: `[disk.NAME]`".into())
-            }
-            Self::VolumeId(_) | Self::Name(..) | Self::Duplicate(_) => None,
-        }
+        let is_too_large = matches!(self, Self::FileTooLarge(..) | Self::VolumeTooLarge(..));
+        is_too_large.then(|| "use a separate disk for large files: `[disk.NAME]`".into())
     }
 }
 

@@ -244,7 +244,7 @@ impl ErrorCode {
             | Self::StorageSilent
             | Self::SystemdSilent
             | Self::UidUnknown => 75,
-            Self::InvalidFile => 78,
+            Self::InvalidFile | Self::ResultInvalid => 78,
             _ => 1,
         }
     }

@@ -72,9 +72,8 @@ impl Refusal {
         let code = ErrorCode::from_word(code);
         assert!(!matches!(code, ErrorCode::Other | ErrorCode::InternalError), "{text}");
         let usual = i32::from(code.exit_code());
-        // A fault of the host, a code of 75 that another attempt does not solve, and the supervisor's
-        // refusal to read an invalid VM file.
-        let is_usual = [usual, 75].contains(&exit) || (exit == 1 && [75, 78].contains(&usual));
+        // A fault of the host, or a failure that the verb does not distinguish.
+        let is_usual = [usual, 75, 1].contains(&exit);
         assert!(is_usual, "exit code {exit} of {text}");
         Self { code, exit, text }
     }
@@ -170,14 +169,17 @@ fn sections(file: &str) -> Vec<(String, String)> {
     sections.map(section).collect()
 }
 
-/// The text with `pid N` for each process ID.
+/// The text with `N` for each process ID.
 fn without_pids(text: &str) -> String {
-    let mut parts = text.split("pid ");
-    let mut out = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        let rest = part.trim_start_matches(|c: char| c.is_ascii_digit());
-        out.push_str(if rest.len() < part.len() { "pid N" } else { "pid " });
-        out.push_str(rest);
-    }
-    out
+    ["pid ", "process ", "ps -fp ", "`kill "].iter().fold(text.to_owned(), |text, before| {
+        let mut parts = text.split(before);
+        let mut out = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            let rest = part.trim_start_matches(|c: char| c.is_ascii_digit());
+            out.push_str(before);
+            out.push_str(if rest.len() < part.len() { "N" } else { "" });
+            out.push_str(rest);
+        }
+        out
+    })
 }

@@ -79,7 +79,7 @@ impl Error {
 impl Explain for Error {
     fn own_code(&self) -> Option<ErrorCode> {
         Some(match self {
-            Self::Socket(source) => ErrorCode::of_io(source),
+            Self::Socket(..) => ErrorCode::NetworkFailed,
             Self::Gone(..) => ErrorCode::TapMissing,
             Self::Missing(..) => ErrorCode::FilterUnsupported,
             Self::Denied { .. } => ErrorCode::FilterDenied,

@@ -53,11 +53,10 @@ pub enum Error {
 impl Explain for Error {
     fn own_code(&self) -> Option<ErrorCode> {
         Some(match self {
-            Self::Socket(source) => ErrorCode::of_io(source),
             Self::NoBridge { .. } => ErrorCode::BridgeMissing,
             Self::NotABridge { .. } => ErrorCode::NotABridge,
             Self::Attach { .. } => ErrorCode::BridgeRefused,
-            Self::Ask { .. } => ErrorCode::NetworkFailed,
+            Self::Socket(..) | Self::Ask { .. } => ErrorCode::NetworkFailed,
         })
     }
 

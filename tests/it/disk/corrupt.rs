@@ -89,7 +89,7 @@ fn disk_that_became_corrupt_is_neither_started_nor_exported() {
     refused(&lab, ErrorCode::DiskCorrupt, "corrupt-disk");
     let tar = lab.path().join("web.tar");
     let refusal = lab.refused(&["export", "web", tar.to_str().unwrap()]);
-    refusal.is(ErrorCode::DiskIncomplete, 1).golden("disk", "export-of-a-corrupt-disk");
+    refusal.is(ErrorCode::DiskCorrupt, 1).golden("disk", "export-of-a-corrupt-disk");
     assert!(!tar.exists());
 }
 

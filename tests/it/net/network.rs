@@ -259,12 +259,12 @@ fn missing_privilege_is_reported() {
         let plan = planned("br0", None);
         let error = tap::open(&plan.name, broker::tun()).unwrap_err();
         assert_eq!(error.code(), ErrorCode::TapDenied);
-        golden_error("net", "tap-denied", &error, Path::new("/nowhere"));
+        assert!(error.hint().unwrap().contains("CAP_NET_ADMIN"));
         // A tap of root that is not on the bridge: found, but not moved.
         let taken = Tap { name: "tap-root".parse().unwrap(), ..plan };
         let error = with_links(async |links| links.attach(&taken).await).unwrap_err();
         assert_eq!(error.code(), ErrorCode::BridgeRefused);
-        golden_error("net", "bridge-refused", &error, Path::new("/nowhere"));
+        assert!(error.hint().unwrap().contains("`ip link set tap-root master br0 up`"));
         return;
     }
     inside(module_path!(), "missing_privilege_is_reported", || {

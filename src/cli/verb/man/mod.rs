@@ -1,4 +1,5 @@
-//! `qvm man`: the manual pages qvm(1), qvm.toml(5) and qvm-errors(7), and the documents with the same contents.
+//! `qvm man`: the manual pages qvm(1), qvm.toml(5) and qvm-errors(7), and the documents with the
+//! same contents.
 
 mod command;
 mod errors;
