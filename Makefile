@@ -111,6 +111,11 @@ test-all: setup guests debian host ## Run the tests of `test` and of `test-host`
 	packaging/debian/build target/debug/qvm target/test-package
 	QVM_DEB="$$(ls -t $(CURDIR)/target/test-package/qvm_*.deb | head -n 1)" tests/run-all $(TEST_THREADS)
 
+.PHONY: test-long
+test-long: setup guests debian ## Run the long forms of tests: each QEMU version, each boot of Debian
+	QVM_TEST_LONG=1 $(CARGO) test --locked --test it -- --test-threads=$(TEST_THREADS) \
+		disk::limits machine::block_device seed::debian
+
 .PHONY: test-faults
 test-faults: setup guests ## Test faults of qvm and of the host for some minutes, and print a table
 	timeout 900 bash -c '$(CARGO) test --locked --test it -- --ignored --nocapture --test-threads=1 $(FAULTS) && \
@@ -139,9 +144,12 @@ bench: setup guests ## Measure qvm, QEMU by hand and libvirt; write bench/RESULT
 	$(CARGO) bench --locked --bench figures
 
 .PHONY: lint
-lint: ## Check formatting, clippy, shell scripts and licenses
-	$(CARGO) fmt --all --check
+lint: lint-text ## Check formatting, clippy, shell scripts and licenses
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+.PHONY: lint-text
+lint-text: ## Check formatting, shell scripts and licenses: `lint` without the compiler
+	$(CARGO) fmt --all --check
 	if command -v shellcheck >/dev/null; then \
 		grep -rlE --exclude-dir=golden '^(#!.*\b(ba)?sh|# shellcheck shell=)' tests packaging .ci fuzz/run | xargs shellcheck -x; \
 	else echo "lint: skipped: shellcheck is not installed (\`make setup\` installs it)"; fi

@@ -19,6 +19,7 @@
 //! | [`sandbox`] | UID, namespaces, Landlock, seccomp, and the spawn of QEMU |
 //! | [`image`] | image cache and downloads |
 //! | [`disk`] | the disks of VMs |
+//! | [`snapshot`] | snapshots of the disks of VMs |
 //! | [`supervisor`] | one supervisor: prepare, launch or adopt, supervise |
 //! | [`transfer`] | export, import, clone, rename |
 //! | [`fleet`] | all VMs of the host |
@@ -39,6 +40,7 @@ pub mod machine;
 pub mod net;
 pub mod sandbox;
 pub mod seed;
+pub mod snapshot;
 pub mod spec;
 pub mod store;
 pub mod supervisor;

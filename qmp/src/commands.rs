@@ -3,11 +3,17 @@
 use std::{os::fd::OwnedFd, time::Duration};
 
 use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
 
 use crate::{Client, Error};
 
 /// The name of the descriptor for the migration stream.
 const STATE: &str = "qvm-state";
+
+/// The run state in which QEMU refuses `cont`.
+const MIGRATION_ENDS: &str = "finish-migrate";
+/// The interval of attempts to resume the vCPUs.
+const POLL: Duration = Duration::from_millis(10);
 
 /// The status of saving a machine's state.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,12 +79,24 @@ impl Client {
         Ok(statistics.as_array().into_iter().flatten().filter_map(of).collect())
     }
 
-    /// Resumes the vCPUs.
+    /// Resumes the vCPUs. QEMU refuses that while a canceled or failed migration ends: the end is
+    /// awaited.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn cont(&self, limit: Duration) -> Result<(), Error> {
-        self.run(qapi::qmp::cont {}, limit).await.map(drop)
+        let deadline = Instant::now() + limit;
+        let mut is_last = false;
+        loop {
+            let done = self.run(qapi::qmp::cont {}, limit).await.map(drop);
+            let is_refused = matches!(done, Err(Error::Refused { .. }));
+            if is_last || !is_refused || Instant::now() >= deadline {
+                return done;
+            }
+            // The migration may have ended between both commands: one more attempt.
+            is_last = self.query_status(limit).await? != MIGRATION_ENDS;
+            sleep(POLL).await;
+        }
     }
 
     /// Stops the vCPUs.

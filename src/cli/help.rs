@@ -24,7 +24,7 @@ Inspect
 Change, remove
   diff      show pending changes         apply     apply live changes
   reseed    run cloud-init again       disk      list and check disks
-  rename    rename a VM                  clone     copy a VM
+  snapshot  keep and restore disks       rename  rename a VM  clone  copy a VM
   export    write a VM to an archive     import    read a VM from an archive
   rm        delete the disks of a VM     gc        remove VMs without VM file
 Access

@@ -201,6 +201,19 @@ async fn run_verb(cli: Cli, invocation: &Invocation<'_>) -> Result<(), Failure> 
             let context = verb::disk::Context { layout: &layout, qemu, sys, screen };
             Box::pin(verb::disk::run(&args, &context)).await
         }
+        Verb::Snapshot(args) => {
+            let qemu = (invocation.env)("QVM_QEMU").filter(|qemu| !qemu.is_empty());
+            let context = verb::snapshot::Context {
+                layout: &layout,
+                qemu: qemu.as_deref(),
+                exe: invocation.exe,
+                manager,
+                now: invocation.now,
+                screen,
+                terminal: invocation.terminal,
+            };
+            Box::pin(verb::snapshot::run(&args, &context)).await
+        }
         Verb::Rename(args) => Box::pin(verb::rename::run(&args, &layout, manager)).await,
         Verb::Clone(args) => {
             let identity_source = identity_source(layout);

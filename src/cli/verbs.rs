@@ -81,6 +81,8 @@ pub(super) enum Verb {
     Image(verb::image::Args),
     /// List disks, and check the disks of a stopped VM
     Disk(verb::disk::Args),
+    /// Create, list and remove snapshots of disks, and return to them
+    Snapshot(verb::snapshot::Args),
     /// Rename a stopped VM
     Rename(verb::rename::Args),
     /// Create a copy of a stopped VM

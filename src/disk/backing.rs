@@ -4,6 +4,8 @@
 use std::path::Path;
 
 use super::error::Error;
+use super::frozen::frozen;
+use super::origin::made;
 use super::plan::Made;
 use crate::sys::file::Error as FileError;
 use crate::{
@@ -13,12 +15,14 @@ use crate::{
         qcow2::{self, Header},
     },
     machine::disk_file::Backing,
-    spec::{Disk, Format},
+    spec::{Disk, Format, Source},
+    store::layout::VmPaths,
     sys::file,
     value::{Label, shown},
 };
 
-/// Refuses a disk created by qvm that depends on another file than its base.
+/// Refuses a disk created by qvm that depends on another file than its base, or than `frozen`, the
+/// name of the nearest file of its snapshots.
 ///
 /// # Errors
 /// The disk depends on another file, or its header cannot be read.
@@ -27,12 +31,29 @@ pub(crate) fn check(
     path: &Path,
     header: &Header,
     made: Option<&Made>,
+    frozen: Option<&str>,
 ) -> Result<(), Error> {
     let refused = |why: String, hint| {
         Err(Error::Alien { disk: disk.clone(), path: path.to_owned(), why, hint })
     };
     if header.external_data {
         return refused("has an external data file".into(), FLATTEN);
+    }
+    if let Some(frozen) = frozen {
+        let found = name(disk, path)?;
+        return match &found {
+            Some(found) if found == frozen => Ok(()),
+            Some(_) | None => refused(
+                format!(
+                    "has {}, not `{frozen}`, which its snapshots are in",
+                    found.as_deref().map_or_else(
+                        || "no backing file".to_owned(),
+                        |found| format!("the backing file `{}`", shown(found))
+                    )
+                ),
+                REPLACED,
+            ),
+        };
     }
     let (Some(made), Some(backing)) = (made, name(disk, path)?) else { return Ok(()) };
     match &made.base {
@@ -47,22 +68,27 @@ pub(crate) fn check(
     }
 }
 
+const REPLACED: &str =
+    "do not start the VM before you know who replaced the disk or changed its header";
 const FLATTEN: &str = "convert it to a single file: `qemu-img convert -O qcow2 OLD NEW`";
 
-/// Returns the backing files of a disk, the direct one first.
+/// Returns the backing files of a disk, the direct one first: those of its snapshots, and its base.
 ///
 /// # Errors
 /// QEMU is isolated and a backing file may not be passed to it.
-pub fn backing(
-    disk: &Disk,
-    path: &Path,
-    made: Option<&Made>,
-    mode: Mode,
-) -> Result<Vec<Backing>, Error> {
+pub fn backing(disk: &Disk, path: &Path, vm: &VmPaths, mode: Mode) -> Result<Vec<Backing>, Error> {
     let Some(backing) = name(&disk.name, path)? else { return Ok(vec![]) };
-    if let Some(base) = made.and_then(|made| made.base.clone()) {
+    let is_own = matches!(disk.source, Source::File(_) | Source::Device(_));
+    let (mut all, made) = match is_own {
+        true => (vec![], None),
+        false => (frozen(&disk.name, vm)?, made(&disk.name, vm)?),
+    };
+    if let Some(base) = made.and_then(|made| made.base) {
         let format = format_of(&disk.name, &base)?;
-        return Ok(vec![Backing { path: base, format }]);
+        all.push(Backing { path: base, format });
+    }
+    if !all.is_empty() {
+        return Ok(all);
     }
     match mode {
         // QEMU opens the backing files itself, with the supervisor's privileges.

@@ -5,6 +5,8 @@
 
 use super::copy::copy;
 use super::error::Error;
+use super::frozen;
+use super::origin::{made, origin_path};
 use super::plan;
 use super::ready::Ready;
 use super::ready::refuse_corrupt;
@@ -18,6 +20,7 @@ use std::{
 use super::plan::{Found, How, Made, Step, larger};
 use crate::{
     image::{self, Cached, Purpose, Tools},
+    machine::disk_file::Backing,
     sys::progress::{At, Cancel, Doing, Progress},
     value::{Note, NoteCode},
 };
@@ -26,23 +29,8 @@ use crate::{
     spec::{self, Disk, Format, Image, Source},
     store::layout::VmPaths,
     sys::file::{self, Error as FileError},
-    value::{Digest, Label, Size},
+    value::{Digest, Size},
 };
-
-/// Returns the path of `NAME.origin.json` beside a disk.
-pub fn origin_path(vm: &VmPaths, disk: &Label) -> PathBuf {
-    vm.state.join(format!("{disk}.origin.json"))
-}
-
-/// Returns how a disk was created by qvm, if recorded.
-///
-/// # Errors
-/// The record exists and cannot be read.
-pub fn made(disk: &Disk, vm: &VmPaths) -> Result<Option<Made>, Error> {
-    let on = |source| Error::File { disk: disk.name.clone(), source };
-    let json = file::read(&origin_path(vm, &disk.name)).map_err(on)?;
-    Ok(json.and_then(|json| serde_json::from_slice(&json).ok()))
-}
 
 /// Removes the leftovers of a crash from the VM's directories, including those of an interrupted
 /// creation or removal. Called once before the preparation, under the VM's lock.
@@ -85,8 +73,12 @@ pub fn ensure(
     let (format, virtual_size) = match (step, found) {
         (Step::Keep(format), found) => (format, found.map(|f| f.virtual_size)),
         (Step::Grow(format, size), _) => {
-            let base = made(disk, vm)?.and_then(|made| made.base);
-            work.grow(&vm.disk(&disk.name, format), format, size, base.as_deref())?;
+            let mut below = frozen::frozen(&disk.name, vm)?;
+            if let Some(base) = made(&disk.name, vm)?.and_then(|made| made.base) {
+                let format = crate::disk::backing::format_of(&disk.name, &base)?;
+                below.push(Backing { path: base, format });
+            }
+            work.grow(&vm.disk(&disk.name, format), format, size, &below)?;
             (format, Some(size.bytes()))
         }
         (Step::Make, _) => {
@@ -128,14 +120,20 @@ fn look(disk: &Disk, vm: &VmPaths) -> Result<(Step, Vec<Note>, Option<Found>), E
         None => existing(disk, &vm.disk(&disk.name, other), other)?,
     };
     let made = match found {
-        Some(_) => made(disk, vm)?,
+        Some(_) => made(&disk.name, vm)?,
         None => None,
     };
+    let frozen = frozen::expected(&disk.name, vm)?;
+    if frozen.is_some() && found.is_none_or(|found| found.format != Format::Qcow2) {
+        let path = vm.disk(&disk.name, Format::Qcow2);
+        return Err(Error::Lost { disk: disk.name.clone(), path });
+    }
     if let Some(Found { format: Format::Qcow2, .. }) = found {
         let path = vm.disk(&disk.name, Format::Qcow2);
         let head = file::read_at(&path, 0, qcow2::HEAD).map_err(on)?;
         if let Ok(header) = qcow2::Header::parse(&head) {
-            crate::disk::backing::check(&disk.name, &path, &header, made.as_ref())?;
+            let frozen = frozen.as_deref();
+            crate::disk::backing::check(&disk.name, &path, &header, made.as_ref(), frozen)?;
         }
     }
     let (step, notes) = plan::decide(disk, found, made.as_ref());
@@ -189,13 +187,12 @@ impl Work<'_> {
         path: &Path,
         format: Format,
         size: Size,
-        base: Option<&Path>,
+        below: &[Backing],
     ) -> Result<(), Error> {
         if format == Format::Qcow2 {
-            let format_of =
-                |base| Ok((base, crate::disk::backing::format_of(&self.disk.name, base)?));
-            let base = base.map(format_of).transpose()?;
-            return self.tools.qemu_img.resize(path, format, size, base).map_err(self.qemu_img());
+            let below: Vec<(&Path, Format)> =
+                below.iter().map(|one| (one.path.as_path(), one.format)).collect();
+            return self.tools.qemu_img.resize(path, format, size, &below).map_err(self.qemu_img());
         }
         let grown = OpenOptions::new().write(true).open(path).and_then(|file| {
             file.set_len(size.bytes())?;
@@ -338,7 +335,7 @@ impl Work<'_> {
         if virtual_size <= cached.virtual_size {
             return Ok(());
         }
-        self.grow(to, format, Size::from_bytes(virtual_size), None)
+        self.grow(to, format, Size::from_bytes(virtual_size), &[])
     }
 }
 

@@ -4,6 +4,7 @@ use std::{io, path::PathBuf};
 
 use crate::{
     image::{self, cache, qcow2, qemu_img},
+    store::snapshots,
     sys::file::Error as FileError,
     value::{ErrorCode, Explain, Label},
 };
@@ -108,6 +109,22 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// A disk whose snapshots exist, and which itself does not.
+    #[error("disk {disk}: `{}` does not exist, but snapshots of it do", .path.display())]
+    Lost {
+        /// The disk.
+        disk: Label,
+        /// The file.
+        path: PathBuf,
+    },
+    /// The records of the VM's snapshots cannot be used.
+    #[error("disk {disk}")]
+    Snapshots {
+        /// The disk.
+        disk: Label,
+        /// The cause.
+        source: snapshots::Error,
+    },
     /// Not enough space for the copy.
     #[error("disk {disk}: not enough space: it requires {} MiB, but {} MiB are free on the file \
         system of `{}`",
@@ -155,6 +172,7 @@ impl Explain for Error {
             Self::File { source, .. } => Some(source),
             Self::QemuImg { source, .. } => Some(source),
             Self::Cache { source, .. } => Some(source.as_ref()),
+            Self::Snapshots { source, .. } => Some(source),
             _ => None,
         }
     }
@@ -167,9 +185,14 @@ impl Explain for Error {
             Self::Alien { .. } => ErrorCode::DiskBackingUnexpected,
             Self::Header { .. } => ErrorCode::DiskDamaged,
             Self::MarkedCorrupt { .. } => ErrorCode::DiskCorrupt,
+            Self::Lost { .. } => ErrorCode::DiskLost,
             Self::NoRoom { .. } => ErrorCode::NoSpace,
             Self::Canceled(..) => ErrorCode::Canceled,
-            Self::Image { .. } | Self::File { .. } | Self::QemuImg { .. } | Self::Cache { .. } => {
+            Self::Image { .. }
+            | Self::File { .. }
+            | Self::QemuImg { .. }
+            | Self::Cache { .. }
+            | Self::Snapshots { .. } => {
                 return None;
             }
         })
@@ -198,6 +221,10 @@ impl Explain for Error {
             Self::Header { .. } => {
                 Some("restore it from a backup; `qemu-img check` prints details".into())
             }
+            Self::Lost { .. } => Some(
+                "restore the file from a backup; `qvm snapshot list NAME` lists the snapshots"
+                    .into(),
+            ),
             Self::MarkedCorrupt { path, .. } => Some(format!(
                 "copy the file, then repair it: `qemu-img check -r all {}`; or restore it from a \
                  backup",

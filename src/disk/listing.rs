@@ -9,7 +9,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::{ensure::made, existing::path_of};
+use super::{existing::path_of, frozen, origin::made};
 use crate::{
     image::{cache, qcow2},
     spec::{Disk, Format, Source, Vm},
@@ -106,7 +106,10 @@ fn named(disk: &Disk, paths: &VmPaths, sys: &Path) -> ListedDisk {
     match path_of(disk, paths) {
         Ok((path, format)) => {
             let size = disk.size.map(Size::bytes);
-            let base = made(disk, paths).ok().flatten().and_then(|made| made.base);
+            let base = made(&disk.name, paths).ok().flatten().and_then(|made| made.base);
+            // The nearest file of a snapshot is above the base.
+            let frozen = frozen::expected(&disk.name, paths).ok().flatten();
+            let base = frozen.map(PathBuf::from).or(base);
             let listed = ListedDisk::new(disk.name.clone(), source, path, format);
             listed.examine(size, base.as_deref(), sys)
         }

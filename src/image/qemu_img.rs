@@ -146,6 +146,51 @@ impl QemuImg {
         self.run("convert", from, &args, goes_on)
     }
 
+    /// Creates an overlay of `size` on a file that is not opened. `on` is written to the header as
+    /// it is, such as a name in the same directory. An existing `path` keeps its mode.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn create_overlay(
+        &self,
+        path: &Path,
+        size: Size,
+        (on, of): (&Path, Format),
+    ) -> Result<(), Error> {
+        let bytes = size.bytes().to_string();
+        let args: [&OsStr; 10] = [
+            "-q".as_ref(),
+            "-u".as_ref(),
+            "-f".as_ref(),
+            "qcow2".as_ref(),
+            "-b".as_ref(),
+            on.as_os_str(),
+            "-F".as_ref(),
+            of.name().as_ref(),
+            path.as_os_str(),
+            bytes.as_ref(),
+        ];
+        self.run("create", path, &args, &mut || true)
+    }
+
+    /// Writes the clusters of the first file to the second, which it is an overlay on. The other
+    /// files, to which no process may write, are the backing files of the second. The first file is
+    /// not changed, and its header is not used to find the others.
+    ///
+    /// # Errors
+    /// See [`Error`]; canceled if `goes_on`, called every 100 ms, returns false. The first file
+    /// reads as before then.
+    pub fn commit(
+        &self,
+        chain: &[(&Path, Format)],
+        goes_on: &mut dyn FnMut() -> bool,
+    ) -> Result<(), Error> {
+        let path = chain.first().map_or(Path::new(""), |(path, _)| path);
+        let file = chain_name("commit", chain, 2)?;
+        let args: [&OsStr; 3] = ["-q".as_ref(), "-d".as_ref(), file.as_ref()];
+        self.run("commit", path, &args, goes_on)
+    }
+
     /// Grows a disk. Its backing files, to which no process may write, are opened without a lock.
     ///
     /// # Errors
@@ -155,17 +200,19 @@ impl QemuImg {
         path: &Path,
         format: Format,
         size: Size,
-        base: Option<(&Path, Format)>,
+        backing: &[(&Path, Format)],
     ) -> Result<(), Error> {
         let bytes = size.bytes().to_string();
-        let mut file = options("", path, format);
-        if let Some((base, of)) = base {
-            file.push(",");
-            file.push(options("backing.", base, of));
-            file.push(",backing.file.locking=off");
+        if backing.is_empty() {
+            let file = options("", path, format);
+            let args: [&OsStr; 4] =
+                ["-q".as_ref(), "--image-opts".as_ref(), file.as_ref(), bytes.as_ref()];
+            return self.run("resize", path, &args, &mut || true);
         }
-        let args: [&OsStr; 4] =
-            ["-q".as_ref(), "--image-opts".as_ref(), file.as_ref(), bytes.as_ref()];
+        let chain: Vec<(&Path, Format)> =
+            std::iter::once((path, format)).chain(backing.iter().copied()).collect();
+        let file = chain_name("resize", &chain, 1)?;
+        let args: [&OsStr; 3] = ["-q".as_ref(), file.as_ref(), bytes.as_ref()];
         self.run("resize", path, &args, &mut || true)
     }
 
@@ -237,6 +284,32 @@ impl QemuImg {
     }
 }
 
+/// Formats a chain of files, the uppermost first, as the name of an image (qemu-img(1), `json:`).
+/// No backing file is taken from a header, and only the first `locked` files are locked.
+fn chain_name(
+    verb: &'static str,
+    chain: &[(&Path, Format)],
+    locked: usize,
+) -> Result<String, Error> {
+    let mut below = serde_json::Value::Null;
+    for (nr, (path, format)) in chain.iter().enumerate().rev() {
+        let Some(filename) = path.to_str() else {
+            let stderr = "the path is not UTF-8".to_owned();
+            return Err(Error::Failed { verb, path: (*path).to_owned(), stderr });
+        };
+        let mut file = serde_json::json!({"driver": "file", "filename": filename});
+        if nr >= locked {
+            file["locking"] = "off".into();
+        }
+        let mut node = serde_json::json!({"driver": format.name(), "file": file});
+        if *format == Format::Qcow2 {
+            node["backing"] = below;
+        }
+        below = node;
+    }
+    Ok(format!("json:{below}"))
+}
+
 /// Formats a file for `--image-opts` (qemu-img(1)), in which commas are doubled.
 fn options(node: &str, path: &Path, format: Format) -> OsString {
     let format = format.name();
@@ -282,6 +355,25 @@ mod tests {
         );
         let error = flood.check(Path::new("/x"), &mut || true).unwrap_err();
         assert_eq!(error.to_string(), "`qemu-img check` failed on `/x`: first");
+    }
+
+    #[test]
+    fn chain_names_every_file() {
+        let chain = [
+            (Path::new("/s/a,b.qcow2"), Format::Qcow2),
+            (Path::new("/s/b.qcow2"), Format::Qcow2),
+            (Path::new("/i/c.raw"), Format::Raw),
+        ];
+        let name = chain_name("commit", &chain, 2).unwrap();
+        let json: serde_json::Value = name.strip_prefix("json:").unwrap().parse().unwrap();
+        assert_eq!(json["file"]["filename"], "/s/a,b.qcow2");
+        let lower = &json["backing"];
+        assert_eq!(lower["file"], serde_json::json!({"driver": "file", "filename": "/s/b.qcow2"}));
+        assert_eq!(lower["backing"]["driver"], "raw");
+        assert_eq!(lower["backing"]["file"]["locking"], "off");
+        // Without a backing file, none is taken from the header.
+        let name = chain_name("commit", &chain[..2], 2).unwrap();
+        assert!(name.contains("\"backing\":null"), "{name}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{
     spec::{Format, HostSettings},
-    value::{Label, VmName},
+    value::{Label, SnapshotName, VmName},
 };
 
 /// The three top-level directories.
@@ -125,6 +125,26 @@ impl VmPaths {
     /// Returns the UEFI variables.
     pub fn efi_vars(&self) -> PathBuf {
         self.state.join("efivars.fd")
+    }
+
+    /// Returns the directory of the snapshots' records.
+    pub fn snapshots(&self) -> PathBuf {
+        self.state.join("snapshots")
+    }
+
+    /// Returns the record of a snapshot.
+    pub fn snapshot(&self, name: &SnapshotName) -> PathBuf {
+        self.snapshots().join(format!("{name}.toml"))
+    }
+
+    /// Returns the UEFI variables of a snapshot.
+    pub fn snapshot_efi_vars(&self, name: &SnapshotName) -> PathBuf {
+        self.snapshots().join(format!("{name}.efivars.fd"))
+    }
+
+    /// Returns what the present disks are based on, and the snapshot operation in progress.
+    pub fn present(&self) -> PathBuf {
+        self.state.join("snapshots.toml")
     }
 
     /// Returns the newer half of the console log.

@@ -16,5 +16,7 @@ pub mod running;
 pub mod saved_header;
 pub mod saved_state;
 pub mod sector_sizes;
+pub mod snapshot_record;
+pub mod snapshots;
 pub mod vm_file_copies;
 pub mod vm_state;

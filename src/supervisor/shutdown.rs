@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use tracing::{error, warn};
 
-use super::{Supervisor, input::Input, outcome::Outcome, start::Start};
+use super::{Supervisor, input::Input, limits::STOP_SLACK, outcome::Outcome, start::Start};
 use crate::{
     life::{self, Leftover},
     spec::HostShutdown,
     store::reservation,
     systemd::service,
+    value::chain,
 };
 
 /// How long a re-execution waits for pending writes.
@@ -26,8 +27,16 @@ impl Supervisor {
             return self.feed(life::Event::StopSignaled);
         }
         let scope = self.ctx.settings().scope;
+        self.ctx.notifier().extend_timeout(service::HOST_DOWN_LIMIT + STOP_SLACK);
         self.tasks.report(async move {
-            Input::StopSignal { host_down: service::host_goes_down(scope).await }
+            let host_down = service::host_goes_down(scope).await.unwrap_or_else(|error| {
+                let why = chain(&error);
+                warn!(
+                    "the guest is shut down, not saved: unknown whether the host goes down: {why}"
+                );
+                false
+            });
+            Input::StopSignal { host_down }
         });
     }
 

@@ -43,6 +43,8 @@ pub enum Doing {
     Exporting,
     /// Reading a disk from an archive.
     Importing,
+    /// Merging the files of a removed snapshot; the progress is unknown.
+    Merging,
 }
 
 impl Doing {
@@ -56,6 +58,7 @@ impl Doing {
             Self::Converting => "converting",
             Self::Exporting => "exporting",
             Self::Importing => "importing",
+            Self::Merging => "merging",
         }
     }
 }

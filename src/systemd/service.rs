@@ -13,6 +13,9 @@ use crate::{
 
 /// The limit for a query: a hung service manager must not block the start or stop of a guest.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// The limit for the query whether the host shuts down. systemd stops all units at that time, and a
+/// wrong answer would shut down a guest whose state should be saved.
+pub const HOST_DOWN_LIMIT: Duration = Duration::from_secs(60);
 /// The limit for a daemon-reload with its generators.
 const RELOAD_LIMIT: Duration = Duration::from_secs(90);
 /// How long a bind mount may take: longer than systemctl waits itself
@@ -157,11 +160,21 @@ pub async fn is_stopping(vm: &VmName, scope: Scope) -> bool {
 }
 
 /// Whether the service manager is stopping: the host shuts down or reboots, or the user's last
-/// session has ended. `false` if that is unknown.
-pub async fn host_goes_down(scope: Scope) -> bool {
+/// session has ended.
+///
+/// # Errors
+/// The manager does not answer within [`HOST_DOWN_LIMIT`], so it is unknown.
+pub async fn host_goes_down(scope: Scope) -> Result<bool, Error> {
+    let query = "is-system-running";
+    let output = command(scope).arg(query).time_limit(HOST_DOWN_LIMIT).run_async().await;
     // The exit code is 1 for every state but `running`; the state is printed.
-    let state = command(scope).arg("is-system-running").time_limit(ANSWER_LIMIT).run_async();
-    state.await.is_ok_and(|output| output.stdout.trim() == "stopping")
+    let Output { stdout, stderr, .. } = ended(output, query)?;
+    match stdout.trim() {
+        "" | "unknown" => {
+            Err(Error::Failed { arguments: query.to_owned(), stderr: stderr.trim().to_owned() })
+        }
+        state => Ok(state == "stopping"),
+    }
 }
 
 /// The state of a unit after its supervisor crashed.
@@ -250,18 +263,23 @@ async fn run(scope: Scope, arguments: &[&str], limit: Option<Duration>) -> Resul
     printed(program.run_async().await, &arguments.join(" "))
 }
 
+/// Returns the output of a run that ended in time, whatever its exit code is.
+fn ended(output: Result<Output, program::Error>, arguments: &str) -> Result<Output, Error> {
+    output.map_err(|error| match error {
+        program::Error::TimedOut { limit, .. } => {
+            Error::Silent { arguments: arguments.to_owned(), limit }
+        }
+        error => Error::Run(error),
+    })
+}
+
 /// Returns the standard output of a successful run.
 fn printed(output: Result<Output, program::Error>, arguments: &str) -> Result<String, Error> {
-    let arguments = || arguments.to_owned();
-    match output {
-        Ok(Output { status, stdout, .. }) if status.success() => Ok(stdout),
-        Ok(Output { stderr, .. }) => {
-            Err(Error::Failed { arguments: arguments(), stderr: stderr.trim().to_owned() })
+    match ended(output, arguments)? {
+        Output { status, stdout, .. } if status.success() => Ok(stdout),
+        Output { stderr, .. } => {
+            Err(Error::Failed { arguments: arguments.to_owned(), stderr: stderr.trim().to_owned() })
         }
-        Err(program::Error::TimedOut { limit, .. }) => {
-            Err(Error::Silent { arguments: arguments(), limit })
-        }
-        Err(error) => Err(Error::Run(error)),
     }
 }
 

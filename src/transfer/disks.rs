@@ -11,7 +11,7 @@ use crate::{
     disk::plan,
     image::qcow2,
     spec::{Disk, Format, Source, Vm},
-    store::layout::VmPaths,
+    store::{layout::VmPaths, snapshots::Snapshots},
     sys::file,
     value::Label,
 };
@@ -50,6 +50,14 @@ pub(crate) fn transferred_disks(vm: &Vm, paths: &VmPaths) -> Result<Vec<Transfer
 }
 
 fn made(disk: &Disk, paths: &VmPaths) -> Result<Option<TransferredDisk>, Error> {
+    if Snapshots::read(paths)?.present.backing.contains_key(&disk.name) {
+        return Err(Error::Partial {
+            disk: disk.name.clone(),
+            path: paths.disk(&disk.name, Format::Qcow2),
+            why: "is based on its snapshots, which are not copied",
+            hint: Some("remove its snapshots, which merges them: `qvm snapshot rm NAME SNAP`"),
+        });
+    }
     let wanted = plan::format(disk);
     for format in [wanted, plan::other(wanted)] {
         let path = paths.disk(&disk.name, format);

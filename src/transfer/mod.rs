@@ -21,6 +21,7 @@ use std::{os::unix::fs::PermissionsExt, path::Path};
 pub use self::error::Error;
 
 use crate::{
+    snapshot,
     spec::{self, Disk, Origin, Source, Vm},
     store::{
         layout::{Layout, VmPaths},
@@ -55,6 +56,9 @@ impl StoppedVm {
         let (vm, text) = spec::load_with_text(&file).map_err(Error::Invalid)?;
         if paths.saved().symlink_metadata().is_ok() {
             return Err(Error::Suspended);
+        }
+        if snapshot::settle::is_pending(&paths)? {
+            return Err(Error::SnapshotPending);
         }
         let mode = file::metadata(&file)?.map_or(0o640, |meta| meta.permissions().mode() & 0o777);
         Ok(Self { vm, text, mode, paths, _locks: locks })

@@ -38,6 +38,7 @@ codes! {
         DiskDamaged "disk-damaged" "The header of a disk is damaged.",
         DiskDenied "disk-denied" "The user may not open a disk.",
         DiskIncomplete "disk-incomplete" "The file of a disk does not contain all of its data.",
+        DiskLost "disk-lost" "A disk does not exist, but its snapshots do.",
         DiskMissing "disk-missing"
             "A disk does not exist, and there is no image to create it from.",
         DiskNotOwned "disk-not-owned"
@@ -158,6 +159,22 @@ codes! {
         SavedStateUnusable "saved-state-unusable" "The saved state cannot be used.",
         ScreenNotServed "screen-not-served" "The screen of the VM is not served by VNC.",
         SeedInvalid "seed-invalid" "The seed cannot be created from the VM file.",
+        SnapshotExists "snapshot-exists" "A snapshot with this name exists.",
+        SnapshotInUse "snapshot-in-use"
+            "Several files are based on a snapshot, so it is not removed.",
+        SnapshotIncomplete "snapshot-incomplete" "The removal of a snapshot was interrupted.",
+        SnapshotMismatch "snapshot-mismatch"
+            "The disks of the VM file are not those of the snapshot.",
+        SnapshotNotFound "snapshot-not-found" "The VM has no snapshot of this name.",
+        SnapshotPending "snapshot-pending"
+            "A snapshot operation was interrupted, and is not yet completed.",
+        SnapshotRecordInvalid "snapshot-record-invalid"
+            "The record of a VM's snapshots cannot be used.",
+        SnapshotRefused "snapshot-refused"
+            "A disk of the VM, or its file system, does not permit snapshots.",
+        SnapshotTooDeep "snapshot-too-deep" "A disk is based on the maximum number of snapshots.",
+        SnapshotUnexpected "snapshot-unexpected"
+            "The files are not as an interrupted snapshot operation leaves them.",
         SocketInUse "socket-in-use" "Another process listens on a socket.",
         SocketPathTaken "socket-path-taken" "Another file is at the path of a socket.",
         SocketPathTooLong "socket-path-too-long" "The path of a socket is too long.",
@@ -220,6 +237,7 @@ impl ErrorCode {
             | Self::NotRunning
             | Self::NothingToRemove
             | Self::ScreenNotServed
+            | Self::SnapshotNotFound
             | Self::VmFileMissing
             | Self::VmNotFound => 3,
             Self::NoMemory => 69,
@@ -239,6 +257,8 @@ impl ErrorCode {
             | Self::QemuSilent
             | Self::QemuUnconfirmed
             | Self::RestoreTimeout
+            | Self::SnapshotRecordInvalid
+            | Self::SnapshotUnexpected
             | Self::StateUnknown
             | Self::StorageFault
             | Self::StorageSilent

@@ -200,7 +200,15 @@ fn kill_at_every_call_loses_nothing() {
 #[test]
 fn kill_at_some_calls_loses_nothing() {
     // The first start creates everything; the other phases have the most critical sequences.
-    let some = [("first start", 4), ("start", 2), ("suspend", 2), ("rm --disks", 2)];
+    let some = [
+        ("first start", 4),
+        ("start", 2),
+        ("suspend", 2),
+        ("rm --disks", 2),
+        ("snapshot create", 1),
+        ("snapshot rollback", 2),
+        ("snapshot rm", 2),
+    ];
     let begin = |(name, count): (&str, usize)| {
         let phase = PHASES.iter().find(|phase| phase.name == name).unwrap();
         possible(phase).then(|| {

@@ -6,8 +6,17 @@ use std::path::Path;
 use super::trace::Call;
 
 /// By prefix or suffix: these files must be complete or unchanged after a power failure.
-const LASTING: [&str; 6] =
-    ["identity.toml", ".origin.json", ".qcow2", ".raw", "saved.state", "efivars.fd"];
+const LASTING: [&str; 7] = [
+    "identity.toml",
+    ".origin.json",
+    ".qcow2",
+    ".raw",
+    "saved.state",
+    "efivars.fd",
+    "snapshots.toml",
+];
+/// The same holds for all files in this directory: the records of snapshots.
+const RECORDS: &str = "/snapshots/";
 /// The beginning of the image cache's origin file.
 const NOTES: [&str; 3] = ["sha256-", "sha512-", "unverified-"];
 /// These files may be lost at a power failure: they belong to the boot, are created again, or only
@@ -41,6 +50,7 @@ pub(crate) fn wrong(calls: &[Call]) -> Vec<String> {
         // The content of a directory that is removed as a whole does not matter.
         let goes = name(to).starts_with(".qvm-");
         let lasts = LASTING.iter().any(|end| to.ends_with(end))
+            || to.contains(RECORDS)
             || NOTES.iter().any(|begin| name(to).starts_with(begin));
         if !lasts && !goes {
             if !PASSING.contains(&name(to)) && !to.contains(RESERVED) {

@@ -37,6 +37,8 @@ pub(crate) struct Phase {
     /// The run record of that QEMU was truncated.
     truncated: bool,
     bridged: bool,
+    /// Performed once before the command.
+    first: fn(&Scene),
     /// The traced command.
     command: &'static [&'static str],
     /// The calls count only after `act` starts counting.
@@ -118,6 +120,7 @@ impl Phase {
                 fs::write(scene.lab.runtime("web", "record.json"), "{\"pid\":").unwrap();
             }
         }
+        (self.first)(&scene);
         let mut command = scene.lab.command(self.command);
         let log = fs::OpenOptions::new().create(true).append(true).open(scene.lab.log_path("web"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.unwrap());
@@ -239,6 +242,7 @@ const PLAIN: Phase = Phase {
     left_behind: false,
     truncated: false,
     bridged: false,
+    first: |_| {},
     command: &["run", "web"],
     later: false,
     act: comes_up,
@@ -430,6 +434,57 @@ pub(crate) const PHASES: &[Phase] = &[
         ..PLAIN
     },
     Phase {
+        name: "snapshot create",
+        first: |scene| scene.write_second_mark(),
+        command: &["snapshot", "create", "web", "one"],
+        act: |_, traced| over(traced, "it has ended", || false),
+        after: |scene, _| {
+            snapshots_are_whole(scene);
+            assert!(scene.has_second_mark("root.qcow2"));
+            for (name, file) in scene.snapshots() {
+                assert!(name == "one" && scene.has_second_mark(&file), "{name}");
+            }
+            merges_all(scene, Some(true));
+        },
+        ..PLAIN
+    },
+    Phase {
+        name: "snapshot rollback",
+        first: |scene| {
+            scene.lab.ok(&["snapshot", "create", "web", "one"]);
+            scene.write_second_mark();
+        },
+        command: &["snapshot", "rollback", "web", "one"],
+        act: |_, traced| over(traced, "it has ended", || false),
+        after: |scene, _| {
+            snapshots_are_whole(scene);
+            let all = scene.snapshots();
+            assert!(all.iter().any(|(name, _)| name == "one"), "{all:?}");
+            for (name, file) in &all {
+                assert_eq!(scene.has_second_mark(file), name != "one", "{name}");
+            }
+            // Either it was rolled back, and the present of before is kept, or nothing was done.
+            assert_eq!(scene.has_second_mark("root.qcow2"), all.len() == 1);
+            merges_all(scene, None);
+        },
+        ..PLAIN
+    },
+    Phase {
+        name: "snapshot rm",
+        first: |scene| {
+            scene.lab.ok(&["snapshot", "create", "web", "one"]);
+            scene.write_second_mark();
+        },
+        command: &["snapshot", "rm", "web", "one"],
+        act: |_, traced| over(traced, "it has ended", || false),
+        after: |scene, _| {
+            snapshots_are_whole(scene);
+            assert!(scene.has_second_mark("root.qcow2"));
+            merges_all(scene, Some(true));
+        },
+        ..PLAIN
+    },
+    Phase {
         name: "rm --disks",
         command: &["rm", "web", "--disks", "--yes"],
         act: |_, traced| over(traced, "it has ended", || false),
@@ -452,6 +507,35 @@ pub(crate) const PHASES: &[Phase] = &[
         ..PLAIN
     },
 ];
+
+/// The VM starts, every snapshot has its file, and no file is without a snapshot.
+fn snapshots_are_whole(scene: &Scene) {
+    scene.starts();
+    scene.lab.ok(&["stop", "web"]);
+    until("no process is left", || scene.processes().is_empty());
+    let mut files: Vec<String> = scene.snapshots().into_iter().map(|(_, file)| file).collect();
+    files.sort();
+    let mut there: Vec<String> = fs::read_dir(scene.lab.state("web", ""))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with("root@") || name.starts_with(".qvm"))
+        .collect();
+    there.sort();
+    assert_eq!(there, files);
+}
+
+/// All snapshots can be removed, and one file is left; whether it has the second mark.
+fn merges_all(scene: &Scene, has_mark: Option<bool>) {
+    let has_mark = has_mark.unwrap_or_else(|| scene.has_second_mark("root.qcow2"));
+    let mut names: Vec<String> = scene.snapshots().into_iter().map(|(name, _)| name).collect();
+    // Of two that are based on one, it is the last.
+    names.sort();
+    for name in names {
+        scene.lab.ok(&["snapshot", "rm", "web", &name]);
+    }
+    assert_eq!(scene.snapshots(), []);
+    assert_eq!(scene.has_second_mark("root.qcow2"), has_mark);
+}
 
 /// The guest may be shutting down or be down already.
 fn comes_up_again(scene: &Scene, _: &Cutting) {

@@ -228,12 +228,16 @@ impl Scene {
             "console.log",
             "console.log.times",
         ];
+        let names = self.names(&self.lab.state("web", ""));
+        let snapshots =
+            names.iter().filter(|name| name.starts_with("root@") || name.starts_with("snapshots"));
         let must = ["identity.toml", "root.qcow2", "root.origin.json"];
         let lock = self
             .names(&self.lab.state("web", ""))
             .into_iter()
             .find(|name| name.starts_with("qemu.") && name.ends_with(".lock"));
-        let may: Vec<&str> = may.into_iter().chain(lock.as_deref()).collect();
+        let may: Vec<&str> =
+            may.into_iter().chain(lock.as_deref()).chain(snapshots.map(String::as_str)).collect();
         self.only(&self.lab.state("web", ""), &may, &must);
         let place = self.lab.path().join("s");
         self.only(&place, &["images", "uids.lock"], &["vms", "qemu.json"]);
@@ -266,6 +270,45 @@ impl Scene {
         scene.says("web", "COUNT ", 2);
         scene.ok(&["stop", "web"]);
         self.disk_is(&guest(GUEST).unwrap());
+    }
+
+    /// Writes data to the disk that is not in its image.
+    pub(crate) fn write_second_mark(&self) {
+        let disk = self.lab.state("web", "root.qcow2");
+        let write = ["-f", "qcow2", "-c", "write -q -P 0x5a 576k 64k"];
+        assert!(Command::new("qemu-io").args(write).arg(disk).status().unwrap().success());
+    }
+
+    /// Whether a file of the state directory has what was written last. What was written before is
+    /// in every one, and each is whole.
+    pub(crate) fn has_second_mark(&self, file: &str) -> bool {
+        let disk = self.lab.state("web", file);
+        let reads = |pattern: &str| {
+            let read = ["-r", "-U", "-f", "qcow2", "-c", pattern];
+            let output = Command::new("qemu-io").args(read).arg(&disk).output().unwrap();
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(text.contains("64 KiB"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+            !text.contains("verification failed")
+        };
+        let check = ["check", "-q", "-U", "-f", "qcow2"];
+        assert!(Command::new("qemu-img").args(check).arg(&disk).status().unwrap().success());
+        assert!(reads("read -P 0xa5 640k 64k"), "{file} has lost the first mark");
+        reads("read -P 0x5a 576k 64k")
+    }
+
+    /// The snapshots that can be used or removed, and their files.
+    pub(crate) fn snapshots(&self) -> Vec<(String, String)> {
+        let text = self.lab.ok(&["snapshot", "list", "web", "--json"]);
+        let all: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        all.as_array()
+            .unwrap()
+            .iter()
+            .map(|one| {
+                let file = text(&one["disks"][0]["file"]);
+                (text(&one["name"]), file.rsplit('/').next().unwrap().to_owned())
+            })
+            .collect()
     }
 
     pub(crate) fn virtual_size(&self) -> u64 {

@@ -22,6 +22,7 @@ mod net;
 mod package;
 mod sandbox;
 mod seed;
+mod snapshot;
 mod spec;
 mod start;
 mod supervisor;

@@ -55,6 +55,11 @@ pub(crate) fn required(what: &str) -> bool {
     std::env::var("QVM_TEST_REQUIRE").is_ok_and(|all| all.split(',').any(|word| word == what))
 }
 
+/// Whether tests run in their long form (`make test-long`): on every QEMU, through every boot.
+pub(crate) fn long() -> bool {
+    std::env::var_os("QVM_TEST_LONG").is_some()
+}
+
 /// The directory of the guest images.
 pub(crate) fn guests() -> PathBuf {
     std::env::var_os("QVM_GUESTS")
@@ -402,7 +407,7 @@ pub(crate) fn until_within(bound: Duration, what: &str, mut so: impl FnMut() -> 
             return;
         }
         assert!(begun.elapsed() < bound, "never: {what}");
-        patience::rest(asked.elapsed());
+        patience::rest(asked.elapsed(), begun.elapsed());
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::Command};
 
-use super::{Lab, required};
+use super::{Lab, long, required};
 
 /// Creates a lab with QEMU 7.2; `None` if that is not built. `QVM_TEST_REQUIRE=qemu-7.2` requires
 /// it.
@@ -21,4 +21,20 @@ pub(crate) fn lab() -> Option<Lab> {
     assert!(unpacked.unwrap().success());
     lab.qemu = Some(lab.path().join("qemu-7.2/qemu-system-x86_64").into());
     Some(lab)
+}
+
+/// A lab of the machine's QEMU and one of the oldest QEMU; without the long form only one of both.
+pub(crate) fn labs(short_form: ShortForm) -> Vec<Lab> {
+    let machine = (long() || short_form == ShortForm::Machine).then(Lab::new);
+    let oldest = (long() || short_form == ShortForm::Oldest).then(lab).flatten();
+    machine.into_iter().chain(oldest).collect()
+}
+
+/// The QEMU of the short form of a test.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ShortForm {
+    /// The machine's.
+    Machine,
+    /// The oldest one.
+    Oldest,
 }

@@ -13,10 +13,12 @@ const TOTAL: Duration = Duration::from_secs(1200);
 /// The minimum time between two checks of a condition.
 const POLL: Duration = Duration::from_millis(10);
 
-/// Sleeps until the next check of a condition whose last check took `checked`. A check that starts
-/// a program must not take the CPU that the guest needs to become ready.
-pub(crate) fn rest(checked: Duration) {
-    std::thread::sleep((checked * 2).max(POLL));
+/// Sleeps until the next check of a condition whose last check took `checked`, `waited` after the
+/// first one. A check that starts a program must not take the CPU that the guest needs to get ready:
+/// in a long wait such checks become rarer.
+pub(crate) fn rest(checked: Duration, waited: Duration) {
+    let rarer = (waited / 20).min(checked * 20);
+    std::thread::sleep((checked * 2).max(POLL).max(rarer));
 }
 
 /// The reason of a failed wait.
@@ -49,7 +51,7 @@ pub(crate) fn while_progress<T: PartialEq>(
         if after >= TOTAL || still >= STILL {
             return Err(Standstill { after, still });
         }
-        rest(asked);
+        rest(asked, after);
     }
 }
 

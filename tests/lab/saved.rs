@@ -9,7 +9,7 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use super::{Lab, guests};
+use super::{Lab, guest, guests};
 
 /// The inputs of a saved VM: a state is used only with the same inputs.
 pub(crate) struct Key(Sha256);
@@ -20,6 +20,19 @@ impl Key {
         let program = std::env::var_os("QVM_TEST_QEMU").unwrap_or("qemu-system-x86_64".into());
         let version = Command::new(program).arg("--version").output().unwrap();
         Self(Sha256::new()).and(&version.stdout).and(more.as_bytes())
+    }
+
+    /// The QEMU command line of a VM in a lab that `write` makes, without the parts that differ
+    /// between labs.
+    pub(crate) fn of_vm(vm: &str, write: impl FnOnce() -> Lab) -> Self {
+        let lab = write();
+        let plan = lab.ok(&["plan", vm]).replace(lab.path().to_str().unwrap(), "");
+        let mut words: Vec<&str> = plan.lines().collect();
+        if let Some(at) = words.iter().position(|word| *word == "-uuid") {
+            words.remove(at + 1);
+        }
+        words.retain(|word| !word.contains("\"mac\":"));
+        Self::new(&words.join("\n"))
     }
 
     pub(crate) fn and(mut self, bytes: &[u8]) -> Self {
@@ -63,6 +76,43 @@ impl Lab {
         copy(&dir.join("state"), &lab.state(vm, ""));
         copy(&dir.join("vms"), lab.file(vm).parent().unwrap());
         lab
+    }
+
+    /// A lab in which the tiny Linux guest runs as `web` with `more` in its VM file, and its agent
+    /// answers. For each `kind` the guest boots once, runs the shell script `prepare` and is saved:
+    /// every test continues from there. One kind has one `more` and one `prepare`.
+    pub(crate) fn tiny(kind: &str, more: &str, prepare: &str) -> Option<Self> {
+        let image = guest("tiny.qcow2")?;
+        let written = || {
+            let lab = Self::new();
+            lab.vm("web", &image, &format!("mem = \"256M\"\n{more}"));
+            lab
+        };
+        let answers = |lab: &Self| {
+            lab.ok(&["wait", "web", "--for", "agent", "--timeout", "1200"]);
+        };
+        let key = Key::of_vm("web", written).and(prepare.as_bytes()).and_file(&image);
+        let lab = Self::saved("web", &format!("tiny-{kind}"), key, || {
+            let lab = written();
+            lab.ok(&["start", "web"]);
+            lab.says("web", "QVM-TINY READY", 1);
+            answers(&lab);
+            if !prepare.is_empty() {
+                lab.ok(&["exec", "web", "--", "sh", "-c", prepare]);
+            }
+            lab
+        });
+        lab.restore("web");
+        answers(&lab);
+        Some(lab)
+    }
+
+    /// The same with a disk `data` of 64 MiB, whose file system is mounted on /data.
+    pub(crate) fn tiny_with_data() -> Option<Self> {
+        let prepare = "d=/dev/$(grep -lx data /sys/block/vd*/serial | cut -d/ -f4) && \
+                       mke2fs $d >/dev/null && mkdir /data && mount -t ext4 $d /data && \
+                       touch /data/before && sync";
+        Self::tiny("data", "[disk.data]\nsize = \"64M\"\n", prepare)
     }
 
     /// Resumes a suspended VM.

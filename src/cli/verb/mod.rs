@@ -40,6 +40,7 @@ pub mod run;
 pub mod screenshot;
 pub mod seed;
 pub mod sendkey;
+pub mod snapshot;
 pub mod ssh;
 pub mod start;
 pub mod status;

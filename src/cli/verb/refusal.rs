@@ -26,6 +26,10 @@ use crate::{
 pub(crate) async fn refused(error: &client::Error, layout: &Layout, name: &VmName) -> Failure {
     match error {
         client::Error::NotRunning => not_running(layout, name).await,
+        // The text of the problems includes `error: `.
+        client::Error::Refused { code: code @ ErrorCode::InvalidFile, reason, .. } => {
+            Failure::preformatted(exit::FAILED, reason).error_code(*code)
+        }
         error => Failure::explained_for(error, name),
     }
 }

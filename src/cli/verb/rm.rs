@@ -81,6 +81,14 @@ fn confirm(name: &VmName, found: &[(PathBuf, u64)]) -> Result<(), Failure> {
     for (path, bytes) in found {
         text.push_str(&format!("  {} ({})\n", path.display(), super::size(*bytes)));
     }
+    let is_snapshot = |path: &PathBuf| {
+        path.extension().is_some_and(|suffix| suffix == "toml")
+            && path.parent().is_some_and(|dir| dir.ends_with("snapshots"))
+    };
+    let snapshots = found.iter().filter(|(path, _)| is_snapshot(path)).count();
+    if snapshots > 0 {
+        text.push_str(&format!("This includes all snapshots of the VM: {snapshots}\n"));
+    }
     let _ = write!(io::stderr(), "{text}Type the name of the VM to confirm: ");
     let mut answer = String::new();
     let read = io::stdin().read_line(&mut answer);

@@ -29,8 +29,8 @@ use crate::{
     value::shown,
 };
 
-/// The time limit for QEMU to print its version.
-pub const DEADLINE: Duration = Duration::from_secs(10);
+/// The time limit for QEMU to print its version. While a host boots, all VMs start at once.
+pub const DEADLINE: Duration = Duration::from_secs(60);
 /// The maximum size of the cache file, in bytes.
 const MOST: u64 = 1 << 20;
 /// The maximum number of binaries in the cache.

@@ -27,6 +27,7 @@ use crate::{
         probe::{self, Probe, firmware},
     },
     seed::documents,
+    snapshot,
     spec::{Disk, Format, Isolation, SectorSize, Source, Vm},
     store::{identity::Identity, layout::VmPaths},
     sys::file,
@@ -191,8 +192,12 @@ pub fn prepare(
     file::make_dir(&paths.state)?;
     // Locked before any file of QEMU is changed; QEMU inherits the locks.
     let liveness = Liveness::for_start(&paths, cancel)?;
-    disk::remove_leftovers(&paths)?;
     let facts = facts_of(settings)?;
+    let qemu_img = QemuImg::new(qemu_img_beside(&facts.qemu.binary));
+    if let Some(settled) = snapshot::settle(&paths, &qemu_img).map_err(Box::new)? {
+        say(settled.text().to_owned());
+    }
+    disk::remove_leftovers(&paths)?;
     let (accel, warning) = facts::accelerator(vm.accel, &facts.kvm)?;
     let mut notes: Vec<Note> = warning.into_iter().collect();
     let user_data = vm.cloud_init.as_ref().and_then(|seed| seed.user_data.as_ref());
@@ -257,11 +262,7 @@ pub fn disk(
     let ready = ready.map_err(failed)?;
     let is_device = is_block_device(&ready.path);
     let backing = match ready.format {
-        Format::Qcow2 => {
-            let own = matches!(wanted.source, Source::File(_) | Source::Device(_));
-            let made = if own { Ok(None) } else { disk::made(wanted, &paths) };
-            made.and_then(|made| disk::backing(wanted, &ready.path, made.as_ref(), vm.isolation))
-        }
+        Format::Qcow2 => disk::backing(wanted, &ready.path, &paths, vm.isolation),
         Format::Raw => Ok(vec![]),
     };
     let backing = backing.map_err(failed)?;

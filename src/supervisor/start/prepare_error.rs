@@ -7,6 +7,7 @@ use crate::{
         firmware as descriptors, probe,
     },
     seed::iso9660,
+    snapshot,
     store::{identity_store, liveness},
     sys::file,
     systemd::unit_mounts::Closed,
@@ -50,6 +51,9 @@ pub enum Error {
         /// The cause.
         source: disk::Error,
     },
+    /// An interrupted snapshot operation cannot be completed.
+    #[error(transparent)]
+    Snapshot(#[from] Box<snapshot::Error>),
     /// The unit has no access to a disk.
     #[error(transparent)]
     Closed(#[from] Closed),
@@ -80,6 +84,7 @@ impl Explain for Error {
             Self::Disk { source, .. } => Some(source),
             Self::Identity(error) => Some(error),
             Self::Closed(error) => Some(error),
+            Self::Snapshot(error) => Some(error.as_ref()),
             Self::Firmware(error) => Some(error),
             _ => None,
         }
@@ -97,6 +102,7 @@ impl Explain for Error {
             | Self::Disk { .. }
             | Self::Identity(..)
             | Self::Closed(..)
+            | Self::Snapshot(..)
             | Self::Firmware(..) => return None,
         })
     }

@@ -193,7 +193,7 @@ fn commands_are_accepted_by_the_parser() {
             // A name is valid for each of `[NAME…]`, `COMMAND…`, `FILE\|NAME…`.
             let words = command.replace("\\|", " ").replace(['[', ']', '…'], "");
             let words = words.split_whitespace().map(|word| match word {
-                "NAME" | "FILE" | "COMMAND" | "VM" | "OLD" | "NEW" | "FROM" => "web",
+                "NAME" | "FILE" | "COMMAND" | "VM" | "OLD" | "NEW" | "FROM" | "SNAP" => "web",
                 word => word,
             });
             let words: Vec<OsString> = words.map(OsString::from).collect();
@@ -202,7 +202,7 @@ fn commands_are_accepted_by_the_parser() {
                     DisplayHelp, DisplayVersion, MissingRequiredArgument,
                 };
                 // A verb can be named without all of its arguments.
-                let group = ["image", "disk"].iter().any(|group| {
+                let group = ["image", "disk", "snapshot"].iter().any(|group| {
                     command.strip_prefix("qvm ").is_some_and(|rest| rest.starts_with(group))
                 });
                 let words = command.split_whitespace().count();

@@ -10,20 +10,20 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::lab::{LONG, Lab, guest, loops::Loop, old_qemu, signal, until};
+use crate::lab::{
+    LONG, Lab, guest,
+    loops::Loop,
+    old_qemu::{ShortForm, labs},
+    signal, until,
+};
 
 const SIGKILL: i32 = 9;
-
-/// The available QEMUs.
-fn labs() -> Vec<Lab> {
-    [Some(Lab::new()), old_qemu::lab()].into_iter().flatten().collect()
-}
 
 /// The tiny guest, with its agent.
 fn start(lab: &Lab, image: &Path, more: &str) {
     lab.vm("web", image, &format!("mem = \"256M\"\n{more}"));
     lab.ok(&["start", "web"]);
-    lab.ok(&["wait", "web", "--for", "agent", "--timeout", "120"]);
+    lab.ok(&["wait", "web", "--for", "agent", "--timeout", "1200"]);
 }
 
 /// Rewrites the VM file and applies it: all changes must be applied.
@@ -72,7 +72,7 @@ fn limits_of(disk: &str) -> (&'static str, Value) {
 #[test]
 fn limits_change_while_the_guest_runs() {
     let Some(image) = guest("tiny.qcow2") else { return };
-    for lab in labs() {
+    for lab in labs(ShortForm::Oldest) {
         start(&lab, &image, "[disk.root]\niops = 500\niopsBurst = 900\niopsBurstSec = 2\n");
         let limit =
             json!({"disk": "root", "limit": "iops", "perSecond": 500, "burst": 900, "burstSec": 2});
@@ -162,7 +162,7 @@ fn limit_holds(lab: &Lab) {
 #[test]
 fn limit_bounds_the_completed_requests() {
     let Some(image) = guest("tiny.qcow2") else { return };
-    for lab in labs() {
+    for lab in labs(ShortForm::Machine) {
         let data = "[disk.data]\nsize = \"8M\"\n";
         start(&lab, &image, &format!("{data}iops = 5\n"));
         limit_holds(&lab);
@@ -192,7 +192,7 @@ fn without_throttle(lab: &mut Lab) {
 #[test]
 fn guest_of_an_earlier_qvm_is_limited() {
     let Some(image) = guest("tiny.qcow2") else { return };
-    for mut lab in labs() {
+    for mut lab in labs(ShortForm::Oldest) {
         without_throttle(&mut lab);
         let data = "isolation = \"off\"\n[disk.data]\nsize = \"8M\"\n";
         start(&lab, &image, data);
@@ -229,7 +229,7 @@ fn sectors(lab: &Lab) -> String {
 #[test]
 fn cache_thread_and_sectors_reach_qemu() {
     let Some(image) = guest("tiny.qcow2") else { return };
-    for lab in labs() {
+    for lab in labs(ShortForm::Machine) {
         let cd = lab.path().join("cd.iso");
         fs::write(&cd, [0; 1 << 20]).unwrap();
         let more = format!(
@@ -252,7 +252,7 @@ fn cache_thread_and_sectors_reach_qemu() {
         let seen = sectors(&lab);
         lab.ok(&["suspend", "web"]);
         lab.ok(&["start", "web"]);
-        lab.ok(&["wait", "web", "--for", "agent", "--timeout", "120"]);
+        lab.ok(&["wait", "web", "--for", "agent", "--timeout", "1200"]);
         assert_eq!(sectors(&lab), seen);
         // The same disk, plugged into and unplugged from a running guest.
         let hot = "[disk.hot]\nsize = \"8M\"\nlogicalBlockSize = 4096\niothread = true\ncache = \"none\"\n";
@@ -271,7 +271,7 @@ fn sector_sizes_reach_the_guest() {
     if !nix::unistd::geteuid().is_root() {
         return println!("skipped: only root makes loop devices");
     }
-    for lab in labs() {
+    for lab in labs(ShortForm::Machine) {
         let device = |name: &str, at: usize, content: &[u8]| {
             let file = lab.path().join(name);
             let mut bytes = vec![0; 8 << 20];
@@ -299,16 +299,10 @@ fn sector_sizes_reach_the_guest() {
             &lab,
             "for d in /sys/block/vd*; do [ \"$(cat $d/serial)\" = blank ] && echo mark | dd of=/dev/${d##*/} bs=4096 conv=sync,fsync; done",
         );
-        lab.ok(&["kill", "web"]);
-        lab.ok(&["start", "web"]);
-        lab.ok(&["wait", "web", "--for", "agent", "--timeout", "120"]);
-        assert_eq!(sectors(&lab), seen);
         // The key overrides it.
-        lab.vm("web", &image, &format!("mem = \"256M\"\n{more}logicalBlockSize = 4096\n"));
         lab.ok(&["kill", "web"]);
-        lab.ok(&["start", "web"]);
-        lab.ok(&["wait", "web", "--for", "agent", "--timeout", "120"]);
-        assert!(sectors(&lab).contains("small=4096"), "{}", sectors(&lab));
+        start(&lab, &image, &format!("{more}logicalBlockSize = 4096\n"));
+        assert_eq!(sectors(&lab), seen.replace("small=512", "small=4096"));
         lab.ok(&["kill", "web"]);
     }
 }

@@ -10,22 +10,15 @@ use std::{
 
 use qvm::value::ErrorCode;
 
-use crate::lab::{Lab, guest, signal, until};
+use crate::lab::{Lab, signal, until};
 
 const SIGINT: i32 = 2;
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
 
 /// The tiny guest with its agent.
-fn started(more: &str) -> Option<Lab> {
-    let image = guest("tiny.qcow2")?;
-    let lab = Lab::new();
-    let mem = if more.contains("mem =") { "" } else { "mem = \"256M\"\n" };
-    lab.vm("web", &image, &format!("{mem}{more}"));
-    lab.ok(&["start", "web"]);
-    lab.says("web", "QVM-TINY READY", 1);
-    lab.ok(&["wait", "web", "--for", "agent", "--timeout", "120"]);
-    Some(lab)
+fn started() -> Option<Lab> {
+    Lab::tiny("plain", "", "")
 }
 
 /// Runs a command of the guest's shell; returns its output.
@@ -110,7 +103,7 @@ fn bytes(count: usize) -> Vec<u8> {
 
 #[test]
 fn command_output_is_streamed() {
-    let Some(lab) = started("") else { return };
+    let Some(lab) = started() else { return };
     let script =
         "echo one; echo wrong >&2; while [ ! -e /tmp/go ]; do sleep 0.1; done; echo two; exit 7";
     let (mut exec, mut out) =
@@ -139,7 +132,7 @@ fn command_output_is_streamed() {
 
 #[test]
 fn command_survives_the_supervisor() {
-    let Some(mut lab) = started("") else { return };
+    let Some(mut lab) = started() else { return };
     let script = "i=0; while [ ! -e /tmp/go ]; do echo $i; i=$((i + 1)); done; echo last; exit 7";
     let (mut exec, mut out) =
         Running::begin(&lab, &["exec", "web", "--", "sh", "-c", script], Stdio::null());
@@ -178,7 +171,7 @@ fn command_survives_the_supervisor() {
 
 #[test]
 fn command_streams_are_binary_safe() {
-    let Some(lab) = started("mem = \"512M\"\n") else { return };
+    let Some(lab) = started() else { return };
     let sent = bytes(3 << 20);
     let (mut exec, mut out) = Running::begin(&lab, &["exec", "web", "--", "cat"], Stdio::piped());
     let mut input = exec.0.stdin.take().unwrap();
@@ -202,7 +195,7 @@ fn command_streams_are_binary_safe() {
         &lab,
         "rm /bin/fallocate; printf '#!/bin/sh\necho \"$*\" >>/run/asked\n' >/bin/fallocate; chmod +x /bin/fallocate",
     );
-    let count = 100_usize << 20;
+    let count = 64_usize << 20;
     let script = format!("head -c {count} /dev/zero; echo end >&2");
     let (mut exec, mut out) =
         Running::begin(&lab, &["exec", "web", "--", "sh", "-c", &script], Stdio::null());
@@ -213,7 +206,7 @@ fn command_streams_are_binary_safe() {
         if all > count / 2 && all - read <= count / 2 {
             let supervisor = lab.status("web")["supervisorPid"].as_u64().unwrap();
             for pid in [u64::from(exec.0.id()), supervisor] {
-                assert!(peak(pid) < 64 << 10, "{} kB", peak(pid));
+                assert!(peak(pid) < 48 << 10, "{} kB", peak(pid));
             }
         }
     }
@@ -228,7 +221,7 @@ fn command_streams_are_binary_safe() {
     });
     // Every 16 MiB, and the output of one call.
     let lengths: Vec<usize> = std::iter::once(0).chain(lengths).collect();
-    assert!(lengths.len() > 5, "{lengths:?}");
+    assert!(lengths.len() > 3, "{lengths:?}");
     for pair in lengths.windows(2) {
         assert!((16 << 20..17 << 20).contains(&(pair[1] - pair[0])), "{lengths:?}");
     }
@@ -237,7 +230,7 @@ fn command_streams_are_binary_safe() {
 
 #[test]
 fn command_ends_with_its_client() {
-    let Some(lab) = started("") else { return };
+    let Some(lab) = started() else { return };
     // A program, its child, and a program that ignores SIGTERM.
     let script = "trap '' TERM; sleep 1000 & echo $$ $!; while :; do sleep 1; done";
     for (number, code) in [(SIGINT, 130), (SIGTERM, 143)] {
@@ -295,7 +288,7 @@ fn command_ends_with_its_client() {
 
 #[test]
 fn exec_without_temporary_directory() {
-    let Some(lab) = started("") else { return };
+    let Some(lab) = started() else { return };
     shell(&lab, "rm /bin/mktemp");
     let sent = bytes(300 << 10);
     let script = "cat; echo wrong >&2; kill -9 $$";
@@ -330,7 +323,7 @@ fn exec_without_temporary_directory() {
 
 #[test]
 fn files_are_copied_in_and_out() {
-    let Some(lab) = started("") else { return };
+    let Some(lab) = started() else { return };
     let here = |name: &str| lab.path().join(name).to_str().unwrap().to_owned();
     let fails = |arguments: &[&str], text: &str| {
         let output = lab.qvm(arguments);
@@ -338,7 +331,7 @@ fn files_are_copied_in_and_out() {
         assert_eq!(output.status.code(), Some(1), "{message}");
         assert!(message.contains(text), "no `{text}`:\n{message}");
     };
-    let sent = bytes(5 << 20);
+    let sent = bytes(2 << 20);
     fs::write(here("file"), &sent).unwrap();
     fs::set_permissions(here("file"), fs::Permissions::from_mode(0o751)).unwrap();
 
@@ -416,14 +409,8 @@ fn files_are_copied_in_and_out() {
 }
 
 /// A guest with a file system that can be frozen, on /data.
-fn with_a_file_system(more: &str) -> Option<Lab> {
-    let lab = started(&format!("{more}[disk.data]\nsize = \"64M\"\n"))?;
-    shell(
-        &lab,
-        "d=/dev/$(grep -lx data /sys/block/vd*/serial | cut -d/ -f4) && mke2fs $d >/dev/null && \
-         mkdir /data && mount -t ext4 $d /data && touch /data/before",
-    );
-    Some(lab)
+fn with_a_file_system() -> Option<Lab> {
+    Lab::tiny_with_data()
 }
 
 /// Starts a write there, which ends only at a thaw: `qvm exec` is refused meanwhile, the console is
@@ -442,7 +429,7 @@ fn wrote(lab: &Lab, file: &str) -> bool {
 
 #[test]
 fn file_systems_are_frozen_for_a_command() {
-    let Some(lab) = with_a_file_system("") else { return };
+    let Some(lab) = with_a_file_system() else { return };
     let follow = ["events", "-f", "--json", "web"];
     let (mut events, mut told) = Running::begin(&lab, &follow, Stdio::null());
     while !line(&mut told).contains("\"READY\"") {}
@@ -551,7 +538,7 @@ fn file_systems_are_frozen_for_a_command() {
 
 #[test]
 fn next_supervisor_thaws_file_systems() {
-    let Some(mut lab) = with_a_file_system("") else { return };
+    let Some(mut lab) = with_a_file_system() else { return };
     let supervisor = |lab: &Lab| -> i32 {
         lab.status("web")["supervisorPid"].as_i64().unwrap().try_into().unwrap()
     };

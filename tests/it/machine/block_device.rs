@@ -2,18 +2,23 @@
 
 use std::{fs, path::Path};
 
-use crate::lab::{Lab, guest, loops::Loop, old_qemu, runs, signal, until};
+use crate::lab::{
+    Lab, guest,
+    loops::Loop,
+    old_qemu::{self, ShortForm},
+    runs, signal, until,
+};
 use serde_json::json;
 
 const SIGKILL: i32 = 9;
 
-/// The available QEMUs.
-fn labs() -> Vec<Lab> {
+/// A lab of each QEMU of the long or short form; none without loop devices.
+fn labs(short_form: ShortForm) -> Vec<Lab> {
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: only root makes loop devices");
         return vec![];
     }
-    [Some(Lab::new()), old_qemu::lab()].into_iter().flatten().collect()
+    old_qemu::labs(short_form)
 }
 
 /// A loop device with a copy of a guest image in `dir`.
@@ -55,7 +60,7 @@ fn open_flags(pid: i32, path: &Path) -> Vec<i32> {
 #[test]
 fn guest_boots_from_device_in_every_isolation() {
     let Some(image) = guest("boot.qcow2") else { return };
-    for lab in labs() {
+    for lab in labs(ShortForm::Machine) {
         // The sectors of the device may be larger than those of the firmware; its file may not
         // support O_DIRECT.
         let memory = tempfile::Builder::new().prefix("qvm").tempdir_in("/dev/shm").unwrap();
@@ -94,7 +99,7 @@ fn guest_boots_from_device_in_every_isolation() {
 #[test]
 fn read_only_root_device_boots() {
     let Some(image) = guest("boot.qcow2") else { return };
-    for lab in labs() {
+    for lab in labs(ShortForm::Oldest) {
         let Some(root) = device_of(&image, lab.path(), 512) else { return };
         let path = root.path().display();
         let text = format!("mem = \"64M\"\n[disk.root]\ndevice = \"{path}\"\nreadOnly = true\n");
@@ -109,7 +114,7 @@ fn read_only_root_device_boots() {
 #[test]
 fn link_to_device_in_state_directory_boots() {
     let Some(image) = guest("boot.qcow2") else { return };
-    for lab in labs() {
+    for lab in labs(ShortForm::Machine) {
         let Some(root) = device_of(&image, lab.path(), 512) else { return };
         write(&lab, "web", "mem = \"64M\"\n");
         fs::create_dir_all(lab.state("web", "")).unwrap();
@@ -123,7 +128,7 @@ fn link_to_device_in_state_directory_boots() {
 #[test]
 fn device_survives_adoption_suspend_and_relaunch() {
     let Some(image) = guest("boot-count.qcow2") else { return };
-    for lab in labs() {
+    for lab in labs(ShortForm::Oldest) {
         let Some(root) = device_of(&image, lab.path(), 512) else { return };
         let path = root.path().display();
         write(&lab, "web", &format!("mem = \"64M\"\n[disk.root]\ndevice = \"{path}\"\n"));
@@ -159,7 +164,7 @@ fn device_survives_adoption_suspend_and_relaunch() {
 #[test]
 fn device_is_plugged_in_and_out() {
     let Some(image) = guest("tiny.qcow2") else { return };
-    for lab in labs() {
+    for lab in labs(ShortForm::Machine) {
         let Some(root) = device_of(&image, lab.path(), 512) else { return };
         let Some(data) = blank(lab.path(), "data.raw", "", 4096) else { return };
         let Some(fixed) = blank(lab.path(), "fixed.raw", "mark-of-the-host", 512) else { return };

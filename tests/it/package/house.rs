@@ -7,7 +7,7 @@ use std::{
 
 /// The folders of `src/` in the order of the table in `src/lib.rs`: a folder imports only from
 /// earlier folders.
-const LAYERS: [&str; 21] = [
+const LAYERS: [&str; 22] = [
     "value",
     "sys",
     "life",
@@ -22,6 +22,7 @@ const LAYERS: [&str; 21] = [
     "sandbox",
     "image",
     "disk",
+    "snapshot",
     "supervisor",
     "transfer",
     "fleet",
@@ -31,7 +32,7 @@ const LAYERS: [&str; 21] = [
     "main",
 ];
 /// Folders and files without I/O, clock and environment.
-const PURE: [&str; 22] = [
+const PURE: [&str; 25] = [
     "src/value/",
     "src/life/",
     "src/machine/",
@@ -43,6 +44,9 @@ const PURE: [&str; 22] = [
     "src/image/download/proxy.rs",
     "src/image/qcow2.rs",
     "src/image/reference.rs",
+    "src/snapshot/kind.rs",
+    "src/snapshot/tree.rs",
+    "src/store/snapshot_record.rs",
     "src/net/anti_spoof/mod.rs",
     "src/net/tap_spec.rs",
     "src/store/identity.rs",

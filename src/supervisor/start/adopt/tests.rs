@@ -134,6 +134,20 @@ async fn interrupted_save_is_canceled() {
 }
 
 #[tokio::test]
+async fn end_of_a_canceled_save_is_awaited() {
+    let scene = Scene::new("finish-migrate");
+    scene.peer.script.on("cont", Answer::Refuse("Migration is not finalized yet"));
+    let saving = Record { saving: Some(false), ..record() };
+    let (adopted, ()) = tokio::join!(scene.adopt(saving), async {
+        scene.peer.commands.until("query-status").await;
+        scene.peer.script.on("cont", Answer::Return(json!({})));
+        let running = json!({ "status": "running" });
+        scene.peer.script.on("query-status", Answer::Return(running));
+    });
+    assert_eq!(adopted.unwrap().found, Guest::Running);
+}
+
+#[tokio::test]
 async fn outdated_saved_state_is_removed() {
     let scene = Scene::new("running");
     scene.save_state();

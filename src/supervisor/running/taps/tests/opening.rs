@@ -58,9 +58,15 @@ fn tap_of_an_exiting_qemu_is_awaited() {
         ip(&format!("link set qvm-web alias {}", tap.alias));
         let (network, macs) = (Network::default(), BTreeMap::new());
         let next = open::open(&network, &vm, &tap, &macs);
+        // The clock of the time limit stands still, so that a loaded machine does not exceed it.
+        tokio::time::pause();
         let (next, ()) = tokio::join!(next, async {
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            for _ in 0..200 {
+                std::thread::sleep(Duration::from_millis(1));
+                tokio::task::yield_now().await;
+            }
             drop(earlier);
+            tokio::time::resume();
         });
         assert_eq!(controller("qvm-web").as_deref(), Some("br0"));
         drop(next.unwrap());

@@ -1,0 +1,6 @@
+//! Snapshots.
+
+mod overlay;
+mod place;
+mod reflink;
+mod refusals;
