@@ -80,7 +80,8 @@ impl Refusal {
 
     /// The refusal without the lines that a supervisor logged before.
     pub(crate) fn without_log(mut self) -> Self {
-        let is_log = |line: &&str| [" INFO ", " WARN "].iter().any(|level| line.contains(level));
+        let is_log =
+            |line: &&str| [" INFO ", " WARN ", " ERROR "].iter().any(|level| line.contains(level));
         let lines: Vec<&str> = self.text.lines().filter(|line| !is_log(line)).collect();
         self.text = lines.join("\n");
         self
