@@ -9,7 +9,7 @@ SHELL := bash
 # The directory of the guests for tests; several worktrees can share it.
 export QVM_GUESTS ?= $(CURDIR)/target/guests
 # The number of parallel test threads. Tests wait for guests more than for the CPU.
-TEST_THREADS ?= 4
+TEST_THREADS ?= 6
 # Slow fault tests in addition to those of `crash`.
 FAULTS ?= supervisor::host_faults net::taps start::admission supervisor::load
 # Minutes for the kill points of `make test-faults`, which takes at most 15 minutes in total.
@@ -107,14 +107,14 @@ test: setup guests debian ## Run all tests on real QEMU with real guests
 .PHONY: test-all
 test-all: setup guests debian host ## Run the tests of `test` and of `test-host` at the same time, with one build
 	$(CARGO) test --workspace --locked --no-run
-# The package contains the program that the tests run: no second build, and no replacement of it while they run.
+# The package contains the program that the tests run, so that nothing is built while they run.
 	packaging/debian/build target/debug/qvm target/test-package
 	QVM_DEB="$$(ls -t $(CURDIR)/target/test-package/qvm_*.deb | head -n 1)" tests/run-all $(TEST_THREADS)
 
 .PHONY: test-long
 test-long: setup guests debian ## Run the long forms of tests: each QEMU version, each boot of Debian
 	QVM_TEST_LONG=1 $(CARGO) test --locked --test it -- --test-threads=$(TEST_THREADS) \
-		disk::limits machine::block_device seed::debian
+		control::answers disk::limits machine::block_device seed::debian
 
 .PHONY: test-faults
 test-faults: setup guests ## Test faults of qvm and of the host for some minutes, and print a table

@@ -1,9 +1,9 @@
-# Option types for what the program reads: a value that these accept is one that `qvm check` accepts.
+# Option types of the VM file: they accept the values that `qvm check` accepts.
 { lib }:
 let
   inherit (lib) types;
 
-  # A type that also asks `check`; `description` is what an error message of the module system shows.
+  # A type that also calls `check`; `description` is part of the module system's error messages.
   restrict =
     type: description: check:
     types.addCheck type check // {

@@ -453,7 +453,7 @@ mod tests {
     /// The fake counts what it reads on all connections, and accepts a second one when the first is
     /// closed.
     #[tokio::test]
-    async fn channel_is_kept_after_replies_and_closed_after_timeouts() {
+    async fn channel_is_closed_after_timeouts() {
         let (_dir, agent) = agent(|number, call| match number {
             // Only the sync gets a reply.
             3 => vec![],

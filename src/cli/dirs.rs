@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn options_before_the_environment_and_both_absolute() {
+    fn options_precede_the_environment() {
         let given =
             env(&[("QVM_STATE_DIR", "/e"), ("QVM_CONFIG_DIR", "c"), ("QVM_RUNTIME_DIR", "")]);
         let dirs = Dirs { state_dir: Some("./s/".into()), ..Dirs::default() };

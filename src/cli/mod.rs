@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_in_errors_have_no_control_characters() {
+    fn arguments_in_errors_are_escaped() {
         for words in
             [&["stop", "a\nb\u{1b}[2J"][..], &["st\nop"], &["--a\nb"], &["list", "--\u{1b}"]]
         {

@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_parameters_are_those_of_the_descriptions() {
+    fn errors_match_the_descriptions() {
         let to_json = |fault: VarlinkError| serde_json::to_value(fault).unwrap();
         let name = |fault: VarlinkError| to_json(fault)["error"].as_str().unwrap().to_owned();
         assert_eq!(

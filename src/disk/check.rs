@@ -79,7 +79,7 @@ pub fn check(
     let nothing = |detail: &str| CheckedDisk {
         result: CheckResult::NothingToCheck,
         detail: Some(detail.to_owned()),
-        ..clean(disk, &path, format)
+        ..clean(&disk.name, &path, format)
     };
     match file::metadata(&path) {
         Err(error) => {
@@ -103,7 +103,7 @@ pub fn check(
             let result = CheckResult::Corrupt;
             let detail = Some(format!("its header is not one of a qcow2 file: {}", chain(&error)));
             let hint = Some("restore it from a backup".to_owned());
-            return Ok(CheckedDisk { result, detail, hint, ..clean(disk, &path, format) });
+            return Ok(CheckedDisk { result, detail, hint, ..clean(&disk.name, &path, format) });
         }
     };
     if header.external_data {
@@ -112,7 +112,7 @@ pub fn check(
         return Ok(not_checked(disk, path, format, &error, false));
     }
     match qemu_img.check_report(&path, &mut || !cancel.is_set()) {
-        Ok(report) => Ok(judge(clean(disk, &path, format), report, header.corrupt)),
+        Ok(report) => Ok(judge(clean(&disk.name, &path, format), report, header.corrupt)),
         Err(error @ qemu_img::Error::Canceled) => Err(error),
         Err(error) => {
             let hint = error.hint();
@@ -122,9 +122,9 @@ pub fn check(
     }
 }
 
-fn clean(disk: &Disk, path: &Path, format: Format) -> CheckedDisk {
+fn clean(name: &Label, path: &Path, format: Format) -> CheckedDisk {
     CheckedDisk {
-        disk: disk.name.clone(),
+        disk: name.clone(),
         path: path.to_owned(),
         format,
         result: CheckResult::Clean,
@@ -144,7 +144,7 @@ fn not_checked(
     is_host_fault: bool,
 ) -> CheckedDisk {
     let (result, detail) = (CheckResult::NotChecked, Some(chain(error)));
-    CheckedDisk { result, detail, is_host_fault, ..clean(disk, &path, format) }
+    CheckedDisk { result, detail, is_host_fault, ..clean(&disk.name, &path, format) }
 }
 
 /// The result by what qemu-img found and by the mark that QEMU sets in the header.
@@ -179,17 +179,7 @@ mod tests {
     use super::*;
 
     fn judged(corruptions: u64, leaks: u64, check_errors: u64, is_marked: bool) -> CheckResult {
-        let disk = CheckedDisk {
-            disk: "root".parse().unwrap(),
-            path: "/v/root.qcow2".into(),
-            format: Format::Qcow2,
-            result: CheckResult::Clean,
-            leaks: 0,
-            corruptions: 0,
-            detail: None,
-            is_host_fault: false,
-            hint: None,
-        };
+        let disk = clean(&"root".parse().unwrap(), "/v/root.qcow2".as_ref(), Format::Qcow2);
         judge(disk, CheckReport { corruptions, leaks, check_errors }, is_marked).result
     }
 

@@ -1,7 +1,7 @@
 //! Removes a snapshot of a stopped VM: a file that nothing is based on is deleted; else the only
 //! file that is based on it is merged into it, and it gets that file's name.
 //!
-//! Merging writes to the removed snapshot's file, so its record says `removing` first. Until the
+//! Merging writes to the removed snapshot's file, so its record is `removing` first. Until the
 //! rename, the file above reads as before: everything that it has not itself is unchanged below.
 
 use std::{fs, path::Path};

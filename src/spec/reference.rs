@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn repeated_key_takes_over_the_fields_of_its_model() {
+    fn repeated_key_copies_its_model() {
         let reference = read(include_str!("reference.toml")).unwrap();
         let mut keys = reference.sections.iter().flat_map(|one| &one.keys);
         let clone = keys.find(|key| key.name == "disk.NAME.clone").unwrap();

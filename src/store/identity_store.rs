@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn concurrent_first_starts_choose_different_addresses() {
+    fn concurrent_starts_get_different_addresses() {
         let dir = tempfile::tempdir().unwrap();
         let layout = layout(dir.path());
         let uuid = || "7e0f3c52-4f2b-4b7e-9a34-0c5d0a1b2c3d".to_owned();

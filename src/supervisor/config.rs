@@ -27,11 +27,10 @@ pub(crate) type UnknownOperators = futures_util::future::BoxFuture<'static, Vec<
 /// The configuration of the running VM and the current VM file.
 #[derive(Debug)]
 pub(crate) struct Config {
-    /// The VM file that QEMU was started from, with the changes applied since.
-    vm: Vm,
-    text: String,
-    /// The machine of QEMU, with the changes made since its start.
+    /// The machine of QEMU.
     running: RunningMachine,
+    /// The text of the VM file that QEMU was started from.
+    started_text: String,
     /// The last valid version of the VM file.
     written: Vm,
     written_text: String,
@@ -46,26 +45,25 @@ impl Config {
     /// Creates the configuration of a VM to start from this VM file.
     pub(crate) fn new(vm: Vm, text: String) -> Self {
         Self {
-            running: RunningMachine::started_from(&vm),
-            written: vm.clone(),
+            running: RunningMachine::started_from(vm.clone()),
+            written: vm,
             written_text: text.clone(),
+            started_text: text,
             problem: None,
             files: Files::default(),
             diff: VmDiff::default(),
             operators: Operators::new(),
-            vm,
-            text,
         }
     }
 
-    /// Returns the VM as it runs.
+    /// Returns the VM file that QEMU was started from, with the keys that took effect at once.
     pub(crate) fn vm(&self) -> &Vm {
-        &self.vm
+        self.running.started()
     }
 
-    /// Returns the VM file that QEMU was started from.
+    /// Returns the text of the VM file that QEMU was started from.
     pub(crate) fn text(&self) -> &str {
-        &self.text
+        &self.started_text
     }
 
     /// The last valid version of the VM file.
@@ -100,7 +98,7 @@ impl Config {
 
     /// The authorization rule of the VM, which follows `operators`.
     pub(crate) fn authorizer(&self) -> Authorizer {
-        self.operators.authorizer(&self.vm)
+        self.operators.authorizer(self.vm())
     }
 
     /// Sets the operators that the host does not know.
@@ -133,9 +131,8 @@ impl Config {
 
     /// Sets the VM file that QEMU is started from.
     pub(crate) fn set_running(&mut self, vm: Vm, text: String) -> Option<UnknownOperators> {
-        self.running = RunningMachine::started_from(&vm);
-        self.vm = vm;
-        self.text = text;
+        self.running = RunningMachine::started_from(vm);
+        self.started_text = text;
         self.set_operators()
     }
 
@@ -146,7 +143,7 @@ impl Config {
 
     /// Applies `operators` of the running VM.
     pub(crate) fn set_operators(&mut self) -> Option<UnknownOperators> {
-        let search = self.operators.set(self.vm.operators.clone())?;
+        let search = self.operators.set(self.vm().operators.clone())?;
         Some(Box::pin(search))
     }
 
@@ -156,19 +153,20 @@ impl Config {
         new: Vm,
         owner: Option<ScreenOwner>,
     ) -> Option<UnknownOperators> {
-        copy_at_once(&mut self.vm, &new);
+        copy_at_once(self.running.started_mut(), &new);
         self.move_screen(&new, owner);
-        self.vm.lines = new.lines;
+        self.running.started_mut().lines = new.lines;
         self.set_operators()
     }
 
     /// Applies the address and the password of the screen if the supervisor serves it.
     fn move_screen(&mut self, new: &Vm, owner: Option<ScreenOwner>) {
-        let (Some(runs), Some(written)) = (&mut self.vm.display, &new.display) else { return };
-        if owner == Some(ScreenOwner::Qemu) || runs.vnc.is_none() {
+        let started = &mut self.running.started_mut().display;
+        let (Some(display), Some(written)) = (started, &new.display) else { return };
+        if owner == Some(ScreenOwner::Qemu) || display.vnc.is_none() {
             return;
         }
-        runs.clone_from(written);
+        display.clone_from(written);
         self.running.is_screen_failed = false;
     }
 
@@ -176,7 +174,7 @@ impl Config {
     /// its address.
     pub(crate) fn keep_screen_of(&mut self, booted: &Vm) {
         self.running.is_screen_failed = false;
-        self.vm.display.clone_from(&booted.display);
+        self.running.started_mut().display.clone_from(&booted.display);
     }
 
     /// Returns the changes that can be applied to the running machine.
@@ -194,7 +192,7 @@ impl Config {
     /// Returns the balloon target in bytes; `None` for all memory that the guest was started with.
     pub(crate) fn memory_target(&self) -> Option<u64> {
         let mem = self.running.mem();
-        (mem != self.vm.mem).then(|| mem.bytes())
+        (mem != self.vm().mem).then(|| mem.bytes())
     }
 
     /// Returns the removals of all disks and NICs of the machine.
@@ -239,10 +237,10 @@ impl Config {
 
     /// Returns the wanted state of the taps.
     pub(crate) fn wanted_taps(&self, examining: Examining) -> WantedTaps {
-        let taps = tap_spec::taps_of(&self.vm.name, self.running.nics());
+        let taps = tap_spec::taps_of(&self.vm().name, self.running.nics());
         let identity = self.files.identity.as_ref().filter(|_| !taps.is_empty());
         WantedTaps {
-            heal: self.vm.tap_heal,
+            heal: self.vm().tap_heal,
             macs: identity.map(|identity| identity.macs.clone()).unwrap_or_default(),
             taps,
             // The filter depends on the addresses.
@@ -269,7 +267,7 @@ impl Config {
     /// Restores from the run record the changes that an earlier supervisor applied to the machine.
     pub(crate) fn recall(&mut self, record: &Record) {
         let firmware = record.firmware.as_ref().map(|(path, at)| built(path, *at));
-        let (machine, unread) = applied::machine(&self.vm, &record.applied);
+        let (machine, unread) = applied::machine(self.vm(), &record.applied);
         if !unread.is_empty() {
             let unread = unread.join(", ");
             warn!("the run record has changes that this version cannot read: {unread}");
@@ -290,12 +288,12 @@ impl Config {
             Some(ScreenOwner::Supervisor) | None => ScreenServer::Supervisor,
         };
         let facts = Facts {
-            max_memory: self.vm.mem,
+            max_memory: self.vm().mem,
             screen,
             running: &self.running.versions,
             installed: &self.versions_installed(qemu),
         };
-        self.diff = VmDiff::between(&self.running.vm(&self.vm), &self.written, &facts);
+        self.diff = VmDiff::between(&self.running.current(), &self.written, &facts);
     }
 
     /// Returns the versions that a QEMU started now would have.

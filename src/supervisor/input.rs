@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_deadline_never_passes() {
+    async fn missing_deadline_never_passes() {
         let hour = Duration::from_secs(3600);
         assert!(tokio::time::timeout(hour, sleep_until(None)).await.is_err());
         assert!(tokio::time::timeout(hour, next_beat(&mut None)).await.is_err());

@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn second_qemu_with_the_same_taps_is_the_same_machine() {
+    async fn relaunch_with_same_taps_is_the_same_machine() {
         let (host, calls, _served) = host(json!({ "parameters": {} }));
         let mut registration = Registration::default();
         for _ in 0..3 {

@@ -224,7 +224,7 @@ mod tests {
     const EXISTS: &str = "{\"error\":\"io.systemd.Machine.MachineExists\"}\0";
 
     #[tokio::test(flavor = "current_thread")]
-    async fn a_machine_is_put_in_and_taken_out() {
+    async fn machine_is_registered_and_unregistered() {
         let dir = tempfile::tempdir().unwrap();
         let gone = "{\"error\":\"io.systemd.Machine.NoSuchMachine\"}\0";
         let (machined, asked) = served(dir.path(), vec![DONE, DONE, gone]);
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn one_that_knows_no_control_address_is_told_none() {
+    async fn older_machined_gets_no_control_address() {
         let dir = tempfile::tempdir().unwrap();
         let unknown = "{\"error\":\"org.varlink.service.InvalidParameter\",\
                        \"parameters\":{\"parameter\":\"controlAddress\"}}\0";
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn an_earlier_supervisor_s_is_replaced_and_another_s_is_not() {
+    async fn only_own_registration_is_replaced() {
         let ours =
             "{\"parameters\":{\"service\":\"qvm\",\"id\":\"615aebfc29b44c0fb886ca68b5dcc622\"}}\0";
         let dir = tempfile::tempdir().unwrap();
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn nonsense_is_an_error() {
+    async fn invalid_reply_is_an_error() {
         for answer in ["", "\0", "{\0", "{}", "[]\0x"] {
             let dir = tempfile::tempdir().unwrap();
             let socket = dir.path().join("s");
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn silence_is_not_waited_for_forever() {
+    async fn silent_machined_times_out() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("s");
         let _listener = UnixListener::bind(&socket).unwrap();

@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_never_reads_is_not_waited_for_for_ever() {
+    async fn unread_socket_times_out_at_the_end() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let _systemd = UnixDatagram::bind(&path).unwrap();

@@ -1,4 +1,4 @@
-//! A file system whose storage hangs on demand: FUSE (fuse(4)) over a directory, served by the test.
+//! A file system whose storage hangs on demand: FUSE (fuse(4)) over a directory, by the test.
 
 use std::{
     collections::HashMap,

@@ -9,8 +9,10 @@ use std::{
 
 /// Holds the namespace, and prints a line when all interfaces are up and taps can be created. Its
 /// standard input closes at the end of the test.
-const HOLDER: &str = "ip link set lo up && ip link add br0 type bridge && ip addr add 192.168.97.1/24 dev br0 && \
-                      ip link set br0 up && ip tuntap add probe mode tap && ip link del probe && echo up && \
+const HOLDER: &str = "ip link set lo up && ip link add br0 type bridge && \
+                      ip addr add 192.168.97.1/24 dev br0 && \
+                      ip link set br0 up && ip tuntap add probe mode tap && \
+                      ip link del probe && echo up && \
                       exec cat >/dev/null";
 
 /// The namespace, held by a process.

@@ -14,8 +14,8 @@ const TOTAL: Duration = Duration::from_secs(1200);
 const POLL: Duration = Duration::from_millis(10);
 
 /// Sleeps until the next check of a condition whose last check took `checked`, `waited` after the
-/// first one. A check that starts a program must not take the CPU that the guest needs to get ready:
-/// in a long wait such checks become rarer.
+/// first one. A check that starts a program must not take the CPU that the guest needs: in a long
+/// wait such checks become rarer.
 pub(crate) fn rest(checked: Duration, waited: Duration) {
     let rarer = (waited / 20).min(checked * 20);
     std::thread::sleep((checked * 2).max(POLL).max(rarer));

@@ -237,7 +237,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ctrl_bracket_leaves_a_terminal_and_is_a_byte_elsewhere() {
+    fn ctrl_bracket_ends_only_terminals() {
         assert_eq!(keys(b"ls\x1dx", true), (&b"ls"[..], true));
         assert_eq!(keys(b"ls\x1dx", false), (&b"ls\x1dx"[..], false));
         assert_eq!(keys(b"ls", true), (&b"ls"[..], false));

@@ -45,7 +45,7 @@ fn texts(machine: &RunningMachine) -> BTreeMap<String, String> {
 /// Returns the machine of a QEMU started from `started` with these changes, and the keys whose
 /// values this version cannot parse.
 pub fn machine(started: &Vm, applied: &Applied) -> (RunningMachine, Vec<String>) {
-    let mut machine = RunningMachine::started_from(started);
+    let mut machine = RunningMachine::started_from(started.clone());
     let mut reader = Reader { applied, unread: vec![] };
     reader.value(key::MEM.to_owned(), &mut machine.mem);
     machine.is_replugged = applied.contains_key(key::DISK) || applied.contains_key(key::NIC);

@@ -326,13 +326,15 @@ mod tests {
 
         #[test]
         fn applied_changes_are_not_pending(a in vms(), b in vms()) {
-            let (mut started, mut machine) = (a.clone(), RunningMachine::started_from(&a));
+            let mut machine = RunningMachine::started_from(a.clone());
             let mut record = Applied::new();
             let first = diff(&a, &b);
             for change in &first.changes {
                 match &change.kind {
-                    ChangeKind::AtOnce => copy_at_once(&mut started, &b),
-                    ChangeKind::Screen => started.display.clone_from(&b.display),
+                    ChangeKind::AtOnce => copy_at_once(machine.started_mut(), &b),
+                    ChangeKind::Screen => {
+                        machine.started_mut().display.clone_from(&b.display);
+                    }
                     ChangeKind::Live(live) => {
                         prop_assert_eq!(live.key(), change.key.as_str());
                         let before = machine.clone();
@@ -342,16 +344,16 @@ mod tests {
                     _ => {}
                 }
             }
-            let running = machine.vm(&started);
+            let running = machine.current();
             let left = diff_of(&running, &b, a.mem);
             for change in &left.changes {
                 prop_assert!(change.takes_effect() != TakesEffect::Live, "{:?}", change);
             }
             // The next supervisor finds the same machine.
-            let (read, unread) = applied::machine(&started, &record);
+            let (read, unread) = applied::machine(machine.started(), &record);
             prop_assert_eq!(unread, Vec::<String>::new());
             prop_assert_eq!(read.is_replugged(), machine.is_replugged());
-            prop_assert_eq!(diff(&read.vm(&started), &running), VmDiff::default());
+            prop_assert_eq!(diff(&read.current(), &running), VmDiff::default());
         }
     }
 

@@ -70,9 +70,10 @@ pub struct Versions {
     pub instance: Option<String>,
 }
 
-/// The parts of a running machine that can differ from the VM file from which QEMU was started.
+/// The machine of a QEMU process: the VM file from which it was started, and its live changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunningMachine {
+    started: Vm,
     pub(super) mem: Size,
     pub(super) disks: Vec<Disk>,
     pub(super) nics: Vec<Nic>,
@@ -85,21 +86,33 @@ pub struct RunningMachine {
 
 impl RunningMachine {
     /// Returns the machine of a QEMU process that starts from a VM file.
-    pub fn started_from(vm: &Vm) -> Self {
+    pub fn started_from(vm: Vm) -> Self {
         Self {
             mem: vm.mem,
             disks: vm.disks.clone(),
             nics: vm.nics.clone(),
+            started: vm,
             is_replugged: false,
             versions: Versions::default(),
             is_screen_failed: false,
         }
     }
 
-    /// Returns the VM file that describes the current machine; `started` is the one from which QEMU
-    /// was started.
-    pub fn vm(&self, started: &Vm) -> Vm {
-        Vm { mem: self.mem, disks: self.disks.clone(), nics: self.nics.clone(), ..started.clone() }
+    /// Returns the VM file from which QEMU was started, with the keys that took effect at once. Its
+    /// memory, disks and NICs are those of the start.
+    pub fn started(&self) -> &Vm {
+        &self.started
+    }
+
+    /// Returns the VM file from which QEMU was started, to apply keys that take effect at once.
+    pub fn started_mut(&mut self) -> &mut Vm {
+        &mut self.started
+    }
+
+    /// Returns the VM file that describes the current machine.
+    pub fn current(&self) -> Vm {
+        let (disks, nics) = (self.disks.clone(), self.nics.clone());
+        Vm { mem: self.mem, disks, nics, ..self.started.clone() }
     }
 
     /// Returns the target of the balloon.

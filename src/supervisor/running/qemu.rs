@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn new_connection_is_made_while_the_process_lives() {
+    async fn running_process_is_reconnected() {
         let host = Host::new();
         let FakeQemu { mut qemu, mut events, peer: first } = FakeQemu::new(&host).await;
         // The peer closes the connection.

@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn port_that_the_host_cannot_reach_is_never_ready() {
+    async fn unreachable_port_is_never_ready() {
         let host = Host::new();
         let mut fake = FakeQemu::new(&host).await;
         // Not valid in a VM file.

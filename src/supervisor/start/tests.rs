@@ -208,7 +208,7 @@ async fn running_qemu_is_adopted() {
 }
 
 #[tokio::test]
-async fn qemu_that_exits_while_it_is_adopted_leaves_nothing() {
+async fn exit_during_adoption_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let host = Host::new(dir.path());
     let mut qemu = Killed(host.previous_qemu());

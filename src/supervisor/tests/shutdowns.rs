@@ -36,7 +36,7 @@ fn written_record(scene: &Scene) -> Record {
 }
 
 #[tokio::test]
-async fn intention_is_recorded_before_the_guest_is_asked() {
+async fn intention_precedes_the_request() {
     let (mut scene, peer) = Scene::running(TEXT).await;
     scene.supervisor.handle_input(Input::Signal(Signal::Stop));
     peer.commands.until("system_powerdown").await;
@@ -47,7 +47,7 @@ async fn intention_is_recorded_before_the_guest_is_asked() {
 }
 
 #[tokio::test]
-async fn frozen_guest_is_thawed_before_the_power_button() {
+async fn thaw_precedes_the_power_button() {
     let (mut scene, peer) = Scene::running(TEXT).await;
     peer.script.on("guest-fsfreeze-freeze", Answer::Return(json!(1)));
     peer.script.on("guest-fsfreeze-thaw", Answer::Return(json!(1)));
@@ -111,7 +111,7 @@ async fn interrupt_of_a_unit_reboots_the_guest() {
 }
 
 #[tokio::test]
-async fn host_shutdown_saves_the_guest_where_it_is_written() {
+async fn host_shutdown_may_save_the_guest() {
     let (mut scene, peer) = Scene::running(&format!("{TEXT}hostShutdown = \"suspend\"\n")).await;
     scene.supervisor.handle_input(Input::StopSignal { host_down: true });
     assert!(matches!(scene.supervisor.life.state(), life::State::Suspending(_)));
@@ -120,7 +120,7 @@ async fn host_shutdown_saves_the_guest_where_it_is_written() {
 }
 
 #[tokio::test]
-async fn failed_suspend_is_answered_and_the_guest_continues() {
+async fn failed_suspend_is_reported_and_continues() {
     let (mut scene, peer) = Scene::running(TEXT).await;
     peer.script.on("getfd", Answer::Refuse("no descriptors"));
     let refused = command(&mut scene, Command::Suspend).await.unwrap_err();
@@ -163,7 +163,7 @@ async fn guest_panic_follows_the_vm_file() {
 }
 
 #[tokio::test]
-async fn kill_by_the_kernel_is_reported_with_its_cause() {
+async fn oom_kill_is_reported_with_its_cause() {
     let (mut scene, _peer) = Scene::running(TEXT).await;
     let killed =
         crate::supervisor::running::event::VmEvent::Exited { exit: Exit::Signal(9), oom: true };

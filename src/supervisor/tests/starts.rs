@@ -179,7 +179,7 @@ async fn reloaded_keys_survive_the_supervisor() {
 }
 
 #[tokio::test]
-async fn stop_before_the_previous_qemu_is_found_stops_it() {
+async fn early_stop_stops_the_previous_qemu() {
     let mut scene = Scene::new(TEXT);
     let (_qemu, peer, _serial) = previous(&scene, TEXT);
     begin(&mut scene);
@@ -317,7 +317,7 @@ async fn rebooting_with_a_pending_change() -> (Scene, Peer) {
 }
 
 #[tokio::test]
-async fn relaunch_from_an_invalid_file_uses_the_last_valid_one() {
+async fn relaunch_uses_the_last_valid_file() {
     let (mut scene, _peer) = rebooting_with_a_pending_change().await;
     scene.write_file("nonsense");
     scene.exit(Exit::Code(0));
@@ -337,7 +337,7 @@ async fn stop_during_a_relaunch_ends_the_run() {
 }
 
 #[tokio::test]
-async fn starting_vm_without_a_guest_is_reloaded_at_once() {
+async fn starting_vm_is_reloaded_immediately() {
     let mut scene = Scene::new(TEXT);
     scene.until_admitting();
     scene.write_file(&format!("{TEXT}description = \"new\"\n"));

@@ -63,7 +63,8 @@ fn sighup_and_reload_apply_live_keys() {
     let told = lab.ok(&["reload", "web"]);
     assert_eq!(
         told,
-        "web: VM file read\nweb: applied: cpuWeight: 100 -> 300\nweb: pending: vcpu: 1 -> 2, when the guest reboots\n"
+        "web: VM file read\nweb: applied: cpuWeight: 100 -> 300\n\
+         web: pending: vcpu: 1 -> 2, when the guest reboots\n"
     );
     assert_eq!(lab.status("web")["cpuWeight"], 300);
     // An invalid file changes nothing, and is reported.

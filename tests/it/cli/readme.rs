@@ -567,7 +567,8 @@ mod parsers {
 
     #[test]
     fn constants_that_count_are_found() {
-        let source = "pub(super) const A_B: Duration = x;\n    const C: u32 = 1;\nconst D: &str = \"\";\n\
+        let source = "pub(super) const A_B: Duration = x;\n    const C: u32 = 1;\n\
+                      const D: &str = \"\";\n\
                       const fn e() -> u8 {}\n#[cfg(test)]\nmod tests { const F: u8 = 1; }\n";
         assert_eq!(constants(source), ["A_B", "C"]);
     }

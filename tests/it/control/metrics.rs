@@ -15,7 +15,8 @@ const PYTHON: &str = "/usr/bin/python3";
 const PARSE: &str = "
 import json, sys
 from prometheus_client.parser import text_string_to_metric_families as families
-print(json.dumps([[f.name, f.type, f.documentation, [[s.name, s.labels, s.value] for s in f.samples]]
+samples = lambda f: [[s.name, s.labels, s.value] for s in f.samples]
+print(json.dumps([[f.name, f.type, f.documentation, samples(f)]
                   for f in families(sys.stdin.read())]))
 ";
 

@@ -454,7 +454,8 @@ async fn non_operator_reads_state_only() {
         let (error, told) = raw.error(&format!("{interface}.{name}"), parameters).await;
         assert_eq!(error, "org.varlink.service.PermissionDenied", "{name}");
         let reason = format!(
-            "permission denied: only root and the VM's operators can {what}; the client is `alice` (uid 1000)"
+            "permission denied: only root and the VM's operators can {what}; \
+             the client is `alice` (uid 1000)"
         );
         assert_eq!(told["reason"], reason);
     }

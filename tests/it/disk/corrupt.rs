@@ -78,7 +78,7 @@ fn corrupt_disk_of_operator_is_named() {
 }
 
 #[test]
-fn disk_that_became_corrupt_is_neither_started_nor_exported() {
+fn corrupt_disk_prevents_start_and_export() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "[disk.data]\nsize = \"1M\"\n");

@@ -286,7 +286,8 @@ fn failure_leaves_nothing() {
     let fake = place.dir.path().join("qemu-img");
     std::fs::write(
         &fake,
-        "#!/bin/sh\nfor last; do :; done\necho half > \"$last\"\necho 'qemu-img: No space left on device' >&2\nexit 1\n",
+        "#!/bin/sh\nfor last; do :; done\necho half > \"$last\"\n\
+         echo 'qemu-img: No space left on device' >&2\nexit 1\n",
     )
     .unwrap();
     std::fs::set_permissions(&fake, PermissionsExt::from_mode(0o755)).unwrap();

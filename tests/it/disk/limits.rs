@@ -29,6 +29,8 @@ fn start(lab: &Lab, image: &Path, more: &str) {
 /// Rewrites the VM file and applies it: all changes must be applied.
 fn apply(lab: &Lab, image: &Path, more: &str) -> String {
     lab.vm("web", image, &format!("mem = \"256M\"\n{more}"));
+    // `qvm apply` reports the changes that the supervisor had seen before.
+    until("the changes are pending", || lab.status("web")["pending"] != json!([]));
     let told = lab.ok(&["apply", "web"]);
     assert_eq!(lab.status("web")["pending"], json!([]), "{told}");
     told
@@ -94,8 +96,10 @@ fn limits_change_while_the_guest_runs() {
         }
         let metrics = lab.ok(&["metrics"]);
         for line in [
-            "qvm_vm_disk_limit_requests_per_second{vm=\"web\",disk=\"root\",operation=\"read\"} 300",
-            "qvm_vm_disk_limit_bytes_per_second{vm=\"web\",disk=\"data\",operation=\"all\"} 4194304",
+            "qvm_vm_disk_limit_requests_per_second{vm=\"web\",disk=\"root\",operation=\"read\"} \
+             300",
+            "qvm_vm_disk_limit_bytes_per_second{vm=\"web\",disk=\"data\",operation=\"all\"} \
+             4194304",
         ] {
             assert!(metrics.contains(line), "{metrics}");
         }
@@ -148,7 +152,8 @@ fn requests(lab: &Lab, disk: &str) -> f64 {
 fn limit_holds(lab: &Lab) {
     let disk =
         "d=$(for d in /sys/block/vd*; do [ \"$(cat $d/serial)\" = data ] && echo ${d##*/}; done)";
-    let write = "while :; do dd if=/dev/zero of=/dev/$d bs=4096 count=8 conv=notrunc,fsync 2>/dev/null; done";
+    let write = "while :; do dd if=/dev/zero of=/dev/$d bs=4096 count=8 conv=notrunc,fsync \
+                 2>/dev/null; done";
     shell(lab, &format!("{disk}; ({write}) >/dev/null 2>&1 </dev/null & echo $! >/tmp/writer"));
     let (rate, burst) = (5.0, 10.0);
     let began = Instant::now();
@@ -179,7 +184,8 @@ fn without_throttle(lab: &mut Lab) {
     let real = lab.qemu.clone().unwrap_or_else(|| "qemu-system-x86_64".into());
     let script = format!(
         "#!/bin/bash\nout=()\nwhile (($#)); do\n case \"$1 $2\" in\n\
-         \"-object \"*throttle-group*|\"-blockdev \"*'\"driver\":\"throttle\"'*) shift 2; continue;;\n\
+         \"-object \"*throttle-group*|\"-blockdev \"*'\"driver\":\"throttle\"'*) shift 2; \
+         continue;;\n\
          esac\n out+=(\"${{1//format-/node-}}\")\n shift\ndone\nexec {} \"${{out[@]}}\"\n",
         real.to_str().unwrap()
     );
@@ -222,7 +228,8 @@ fn sectors(lab: &Lab) -> String {
     shell(
         lab,
         "cd /sys/block; for d in vd* nvme*; do [ -f $d/size ] || continue; \
-         echo $(cat $d/serial $d/device/serial 2>/dev/null | tr -d ' ')=$(cat $d/queue/logical_block_size); done | sort | xargs",
+         echo $(cat $d/serial $d/device/serial 2>/dev/null | tr -d ' ')=$(cat \
+         $d/queue/logical_block_size); done | sort | xargs",
     )
 }
 
@@ -255,7 +262,8 @@ fn cache_thread_and_sectors_reach_qemu() {
         lab.ok(&["wait", "web", "--for", "agent", "--timeout", "1200"]);
         assert_eq!(sectors(&lab), seen);
         // The same disk, plugged into and unplugged from a running guest.
-        let hot = "[disk.hot]\nsize = \"8M\"\nlogicalBlockSize = 4096\niothread = true\ncache = \"none\"\n";
+        let hot = "[disk.hot]\nsize = \"8M\"\nlogicalBlockSize = 4096\niothread = true\n\
+                   cache = \"none\"\n";
         apply(&lab, &image, &format!("{more}{hot}"));
         until("the guest sees it", || sectors(&lab).contains("hot=4096"));
         apply(&lab, &image, &more);
@@ -297,7 +305,8 @@ fn sector_sizes_reach_the_guest() {
         // The sector size that the guest has seen stays, regardless of its writes.
         shell(
             &lab,
-            "for d in /sys/block/vd*; do [ \"$(cat $d/serial)\" = blank ] && echo mark | dd of=/dev/${d##*/} bs=4096 conv=sync,fsync; done",
+            "for d in /sys/block/vd*; do [ \"$(cat $d/serial)\" = blank ] && \
+             echo mark | dd of=/dev/${d##*/} bs=4096 conv=sync,fsync; done",
         );
         // The key overrides it.
         lab.ok(&["kill", "web"]);

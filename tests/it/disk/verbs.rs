@@ -60,7 +60,8 @@ fn json_of(lab: &Lab, arguments: &[&str]) -> Value {
 #[test]
 fn exit_code_is_the_worst_result() {
     let lab = lab_with(
-        "[disk.root]\nsize = \"8M\"\n[disk.data]\nsize = \"8M\"\n[disk.raw]\nsize = \"8M\"\nformat = \"raw\"\n",
+        "[disk.root]\nsize = \"8M\"\n[disk.data]\nsize = \"8M\"\n[disk.raw]\nsize = \"8M\"\n\
+         format = \"raw\"\n",
     );
     let root = lab.state("web", "root.qcow2");
     qcow2(&root);

@@ -79,7 +79,8 @@ fn nothing_is_left(lab: &Lab) {
 /// The guest has no such process, except zombies of the tiny guest's init.
 fn none_runs(lab: &Lab, name: &str) {
     let script = format!(
-        "for p in /proc/[0-9]*/stat; do read -r _ c s _ <$p && [ $c = '({name})' ] && [ $s != Z ] && echo $p; done 2>/dev/null; true"
+        "for p in /proc/[0-9]*/stat; do read -r _ c s _ <$p && [ $c = '({name})' ] && \
+         [ $s != Z ] && echo $p; done 2>/dev/null; true"
     );
     assert_eq!(shell(lab, &script), "");
 }
@@ -193,7 +194,8 @@ fn command_streams_are_binary_safe() {
     // message is possible here.
     shell(
         &lab,
-        "rm /bin/fallocate; printf '#!/bin/sh\necho \"$*\" >>/run/asked\n' >/bin/fallocate; chmod +x /bin/fallocate",
+        "rm /bin/fallocate; printf '#!/bin/sh\necho \"$*\" >>/run/asked\n\
+         ' >/bin/fallocate; chmod +x /bin/fallocate",
     );
     let count = 64_usize << 20;
     let script = format!("head -c {count} /dev/zero; echo end >&2");

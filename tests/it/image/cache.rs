@@ -474,7 +474,8 @@ fn checksum_file_is_downloaded_once() {
     assert_eq!(
         chain(&error),
         format!(
-            "no checksum for {} in {}: `disk_image.raw` is not in the list; it contains `disk image.raw` and `other.raw`",
+            "no checksum for {} in {}: `disk_image.raw` is not in the list; \
+             it contains `disk image.raw` and `other.raw`",
             server.url("disk_image.raw"),
             server.url("SHA256SUMS")
         )
@@ -819,7 +820,8 @@ fn full_file_system_is_reported() {
             reply.send(&served);
         });
         let image = at(server.url("x"), &bytes);
-        let script = "mount -t tmpfs -o size=2m tmpfs \"$QVM_TEST_CACHE\" || exit 3; \"$0\" \"$@\"; ls -A \"$QVM_TEST_CACHE\"; echo left";
+        let script = "mount -t tmpfs -o size=2m tmpfs \"$QVM_TEST_CACHE\" || \
+                      exit 3; \"$0\" \"$@\"; ls -A \"$QVM_TEST_CACHE\"; echo left";
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", script]).arg(std::env::current_exe().unwrap());
         let mut child = child_command(&mut command, &image, dir.path());

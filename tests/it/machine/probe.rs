@@ -227,7 +227,8 @@ fn old_qemu_is_refused() {
     for (version, taken) in [("6.2.0", false), ("7.1.93", false), ("7.2.0", true), ("11.0.0", true)]
     {
         let text = format!(
-            "[ $1 != -machine ] && echo 'QEMU emulator version {version}' || echo 'q35 x (alias of pc-q35-6.2)'"
+            "[ $1 != -machine ] && echo 'QEMU emulator version {version}' || \
+             echo 'q35 x (alias of pc-q35-6.2)'"
         );
         let binary = host.script("bin/qemu-system-x86_64", &text);
         let probed = host.probe(None);
@@ -261,7 +262,10 @@ fn endless_program_is_killed_with_children() {
     .facts()
     .unwrap_err();
     let limit = Duration::from_secs(2);
-    let timed_out = |error: &Error| matches!(error, Error::Program(program::Error::TimedOut { limit: at, .. }) if *at == limit);
+    let timed_out = |error: &Error| match error {
+        Error::Program(program::Error::TimedOut { limit: at, .. }) => *at == limit,
+        _ => false,
+    };
     assert!(timed_out(&error), "{error}");
     assert!(began.elapsed() < Duration::from_secs(60));
     // On a very busy machine, no script may have reached its first line.

@@ -181,7 +181,8 @@ const KEYS: &[Row] = &[
     ),
     (
         "disk.NAME.iopsWriteBurstSec",
-        "disk.data = { size = \"1G\", iopsWrite = 100, iopsWriteBurst = 300, iopsWriteBurstSec = 5 }",
+        "disk.data = { size = \"1G\", iopsWrite = 100, iopsWriteBurst = 300, \
+         iopsWriteBurstSec = 5 }",
         "disk.data = { size = \"1G\", iopsWrite = 200, iopsWriteBurst = 300 }",
     ),
     (
@@ -197,7 +198,8 @@ const KEYS: &[Row] = &[
     (
         "disk.NAME.bandwidthBurstSec",
         "disk.data = { size = \"1G\", bandwidth = \"10M\", bandwidthBurst = \"1G\" }",
-        "disk.data = { size = \"1G\", bandwidth = \"10M\", bandwidthBurst = \"1G\", bandwidthBurstSec = 60 }",
+        "disk.data = { size = \"1G\", bandwidth = \"10M\", bandwidthBurst = \"1G\", \
+         bandwidthBurstSec = 60 }",
     ),
     (
         "disk.NAME.bandwidthRead",
@@ -212,7 +214,8 @@ const KEYS: &[Row] = &[
     (
         "disk.NAME.bandwidthReadBurstSec",
         "disk.data = { size = \"1G\", bandwidthRead = \"10M\", bandwidthReadBurst = \"1G\" }",
-        "disk.data = { size = \"1G\", bandwidthRead = \"10M\", bandwidthReadBurst = \"1G\", bandwidthReadBurstSec = 60 }",
+        "disk.data = { size = \"1G\", bandwidthRead = \"10M\", bandwidthReadBurst = \"1G\", \
+         bandwidthReadBurstSec = 60 }",
     ),
     (
         "disk.NAME.bandwidthWrite",
@@ -227,7 +230,8 @@ const KEYS: &[Row] = &[
     (
         "disk.NAME.bandwidthWriteBurstSec",
         "disk.data = { size = \"1G\", bandwidthWrite = \"10M\", bandwidthWriteBurst = \"1G\" }",
-        "disk.data = { size = \"1G\", bandwidthWrite = \"10M\", bandwidthWriteBurst = \"1G\", bandwidthWriteBurstSec = 60 }",
+        "disk.data = { size = \"1G\", bandwidthWrite = \"10M\", bandwidthWriteBurst = \"1G\", \
+         bandwidthWriteBurstSec = 60 }",
     ),
     (
         "disk.NAME.image.url",
@@ -312,7 +316,8 @@ const KEYS: &[Row] = &[
     (
         "cloudInit.sshAuthorizedKeys",
         "[cloudInit]",
-        "[cloudInit]\nsshAuthorizedKeys = [\"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ5rJ3mUq0kT7m5S4m8xv0bq2vY1n6c3Zp9wQe7dR8sT op@desk\"]",
+        "[cloudInit]\nsshAuthorizedKeys = [\"ssh-ed25519 \
+         AAAAC3NzaC1lZDI1NTE5AAAAIJ5rJ3mUq0kT7m5S4m8xv0bq2vY1n6c3Zp9wQe7dR8sT op@desk\"]",
     ),
     ("cloudInit.passwordHash", "[cloudInit]", "[cloudInit]\npasswordHash = \"$6$salt$hash\""),
     (
@@ -382,7 +387,8 @@ const TABLES: &[Row] = &[
     (
         "nic",
         "bridge = \"br0\"",
-        "bridge = \"br1\"\nantiSpoof = false\n[nic.net]\nisolated = true\nlink = \"down\"\nmtu = 1400",
+        "bridge = \"br1\"\nantiSpoof = false\n[nic.net]\nisolated = true\nlink = \"down\"\n\
+         mtu = 1400",
     ),
     ("cloudInit", "", "[cloudInit]\nuser = \"a\""),
     ("cloudInit", "[cloudInit]\nuser = \"a\"", ""),
@@ -391,7 +397,8 @@ const TABLES: &[Row] = &[
     (
         "reset",
         "onGuestReboot = \"reset\"",
-        "accel = \"kvm\"\nonGuestReboot = \"apply\"\nready = \"agent\"\nfirmware = \"uefi\"\nmem = \"2G\"",
+        "accel = \"kvm\"\nonGuestReboot = \"apply\"\nready = \"agent\"\nfirmware = \"uefi\"\n\
+         mem = \"2G\"",
     ),
 ];
 

@@ -98,7 +98,8 @@ fn no_tap_outlives_its_qemu() {
 fn vm_on_two_bridges_has_two_taps() {
     let (Some(image), Some(lab)) = (guest("boot.qcow2"), bridged()) else { return };
     assert!(ip(&lab, "link add br1 mtu 1400 up type bridge").status.success());
-    let more = "bridge = \"br0\"\n[nic.lan]\nbridge = \"br1\"\n[nic.san]\nbridge = \"br1\"\ntap = \"san0\"\nmtu = 1300\n";
+    let more = "bridge = \"br0\"\n[nic.lan]\nbridge = \"br1\"\n[nic.san]\nbridge = \"br1\"\n\
+                tap = \"san0\"\nmtu = 1300\n";
     lab.vm("web", &image, more);
     lab.ok(&["start", "web"]);
     for (tap, bridge, mtu) in

@@ -166,7 +166,8 @@ fn reseed_repeats_first_boot() {
     crate::lab::until("it is seen", || !lab.ok(&["diff", "web"]).is_empty());
     assert_eq!(
         lab.ok(&["diff"]),
-        "web: cloudInit.user: op -> admin, when cloud-init runs again (`qvm reseed`), which repeats: users_groups\n"
+        "web: cloudInit.user: op -> admin, when cloud-init runs again (`qvm reseed`), \
+         which repeats: users_groups\n"
     );
     let instance = |lab: &Lab| {
         let seed = lab.ok(&["seed", "--document", "meta-data", "web"]);

@@ -275,7 +275,8 @@ fn frames_with_foreign_address_are_dropped() {
     let before = dropped(&lab);
     does(
         &lab,
-        "ip addr add 192.168.97.66/24 dev eth0; arping -U -c 1 -I eth0 -s 192.168.97.66 192.168.97.66",
+        "ip addr add 192.168.97.66/24 dev eth0; arping -U -c 1 -I eth0 -s 192.168.97.66 \
+         192.168.97.66",
     );
     until("the kernel has dropped it", || dropped(&lab) > before);
     assert!(!answers(&lab, "192.168.97.66"));
@@ -337,7 +338,8 @@ fn detached_tap_follows_tap_heal() {
     };
     let supervisor = lab.supervisor(one).id().cast_signed();
     let before = wake_ups(supervisor);
-    let others = "for n in $(seq 100); do ip link add o$n type veth peer name p$n; ip link set o$n master br0 up; ip link del o$n; done";
+    let others = "for n in $(seq 100); do ip link add o$n type veth peer name p$n; \
+                  ip link set o$n master br0 up; ip link del o$n; done";
     let mut sh = lab.network.as_ref().unwrap().command("sh");
     assert!(sh.args(["-c", others]).status().unwrap().success());
     let woken = wake_ups(supervisor) - before;
@@ -393,7 +395,8 @@ fn detached_tap_follows_tap_heal() {
 #[test]
 #[ignore = "make test-faults"]
 fn isolated_guests_cannot_reach_each_other() {
-    let more = "mem = \"192M\"\nbridge = \"br0\"\nip = \"192.168.97.15/24\"\n[nic.net]\nisolated = true\n[cloudInit]\n";
+    let more = "mem = \"192M\"\nbridge = \"br0\"\nip = \"192.168.97.15/24\"\n[nic.net]\n\
+                isolated = true\n[cloudInit]\n";
     let Some(mut lab) = bridged("tiny.qcow2", more) else { return };
     let more = more.replace("97.15", "97.16");
     lab.vm("db", &guest("tiny.qcow2").unwrap(), &more);

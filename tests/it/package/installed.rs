@@ -373,6 +373,7 @@ fn upgrade_signals_only_supervisors() {
     let kill = "systemctl kill --kill-whom=main --signal=SIGUSR2 qvm@web.service\n";
     assert!(upgrade.contains("--state=running") && upgrade.ends_with(kill), "{upgrade}");
     assert_eq!(run("prerm", &["upgrade", "0.2.0"]), "");
-    let stops = "systemctl stop qvm.target qvm@*.service\nsystemctl stop qvm-network.socket qvm-network.service\n";
+    let stops = "systemctl stop qvm.target qvm@*.service\n\
+                 systemctl stop qvm-network.socket qvm-network.service\n";
     assert_eq!(run("prerm", &["remove"]), stops);
 }

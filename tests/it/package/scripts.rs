@@ -65,7 +65,8 @@ fn last_error_is_that_of_the_tool() {
             "x.sh: line 3: qemu-img: command not found",
         ),
         (
-            "error[E0308]: mismatched types\n --> src/a.rs:1:2\n  |\nerror: could not compile `qvm`\n",
+            "error[E0308]: mismatched types\n --> src/a.rs:1:2\n  |\n\
+             error: could not compile `qvm`\n",
             "error[E0308]: mismatched types\n --> src/a.rs:1:2",
         ),
         (

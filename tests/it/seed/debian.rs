@@ -7,8 +7,12 @@ use crate::lab::{Lab, guest, long, network::Network};
 /// The query of the guest, in one call because a process takes 0.1 s there: lines `KEY=VALUE`.
 const FACTS: &str = r#"
 say() { echo "$1=$2"; }
-say errors "$(python3 -c 'import json; print(json.load(open("/run/cloud-init/result.json"))["v1"]["errors"])')"
-say source "$(python3 -c 'import json; print(json.load(open("/run/cloud-init/result.json"))["v1"]["datasource"])')"
+result() {
+    python3 -c 'import json, sys; print(json.load(sys.stdin)["v1"][sys.argv[1]])' "$1" \
+        < /run/cloud-init/result.json
+}
+say errors "$(result errors)"
+say source "$(result datasource)"
 say hostname "$(hostname)"
 say user "$(id -un op)"
 say sudo "$(sudo -u op sudo -n id -u)"
@@ -110,7 +114,8 @@ fn cloud_init_sets_the_guest_up_once() {
     assert!(lab.ok(&["ip", "web"]).starts_with("192.168.97.15 "));
 
     // The received part of a command's output is freed: this command ends when that is so.
-    let large = "exec 3>&1; head -c 24M /dev/zero; while [ $(stat -L -c %b /proc/self/fd/3) -gt 20480 ]; do sleep 0.2; done";
+    let large = "exec 3>&1; head -c 24M /dev/zero; \
+                 while [ $(stat -L -c %b /proc/self/fd/3) -gt 20480 ]; do sleep 0.2; done";
     assert_eq!(
         lab.ok(&["exec", "--timeout", "1200", "web", "--", "sh", "-c", large]).len(),
         24 << 20

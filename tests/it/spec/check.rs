@@ -134,7 +134,8 @@ fn every_block_of_the_reference_is_valid() {
 fn flat_keys_equal_named_tables() {
     let flat = read(
         "diskSizeG = 20\nbridge = \"br0\"\nmac = \"52:54:00:00:00:01\"\nip = \"10.0.0.2/24\"\n\
-         gateway = \"10.0.0.1\"\ndns = [\"10.0.0.1\"]\n[image]\npath = \"x.qcow2\"\nclone = \"overlay\"\n",
+         gateway = \"10.0.0.1\"\ndns = [\"10.0.0.1\"]\n[image]\npath = \"x.qcow2\"\n\
+         clone = \"overlay\"\n",
     )
     .unwrap();
     let named = read(
@@ -428,7 +429,8 @@ fn unique_values_conflict_between_vms() {
         (
             "mac = '52:54:00:00:00:01'",
             "vcpu = 1\n[nic.lan]\nmac = '52:54:00:00:00:01'",
-            "error: b.toml:3: nic.lan.mac: the MAC address `52:54:00:00:00:01` is already used by `a` (a.toml:1)",
+            "error: b.toml:3: nic.lan.mac: the MAC address `52:54:00:00:00:01` is already used \
+             by `a` (a.toml:1)",
         ),
         (
             "ip = '10.0.0.2/24'",
@@ -443,12 +445,14 @@ fn unique_values_conflict_between_vms() {
         (
             "forward = ['80:80']",
             "forward = ['0.0.0.0:80:8080']",
-            "error: b.toml:1: forward: the port of `0.0.0.0:80:8080/tcp` is already used by `a` (a.toml:1)",
+            "error: b.toml:1: forward: the port of `0.0.0.0:80:8080/tcp` is already used by `a` \
+             (a.toml:1)",
         ),
         (
             "[disk.x]\npath = '/srv/x.raw'",
             "[disk.y]\npath = '/srv/x.raw'\nreadOnly = true",
-            "error: b.toml:2: disk.y.path: the disk `/srv/x.raw` is already used by `a` (a.toml:2)\n\
+            "error: b.toml:2: disk.y.path: the disk `/srv/x.raw` is already used by `a` \
+             (a.toml:2)\n\
              hint: two VMs can share a disk if both set `readOnly = true`",
         ),
     ];
@@ -494,7 +498,8 @@ fn after_has_no_cycles_and_unknown_vms() {
     assert_eq!(across_of(&chain).len(), 1);
 }
 
-/// Runs `qvm check` over these files; returns the exit code and both outputs, without the directory.
+/// Runs `qvm check` over these files; returns the exit code and both outputs, without the
+/// directory.
 fn run(files: &[(&str, &str)], what: &[&str], json: bool) -> (u8, String, String) {
     let dir = tempfile::tempdir().unwrap();
     let layout = Layout {
@@ -519,7 +524,8 @@ fn run(files: &[(&str, &str)], what: &[&str], json: bool) -> (u8, String, String
 #[test]
 fn check_accepts_names_and_files() {
     let files = [("web.toml", "vcpu = 2\nafter = ['db']"), ("db.toml", "vcpu = 0")];
-    let bad = "error: vms/db.toml:1:8: vcpu: 0 is out of range: the range is 1 to 255\n 1 | vcpu = 0\n   |        ^\n";
+    let bad = "error: vms/db.toml:1:8: vcpu: 0 is out of range: the range is 1 to 255\n 1 | \
+               vcpu = 0\n   |        ^\n";
     let both = (78, "web: ok\n".to_owned(), bad.to_owned());
     assert_eq!(run(&files, &[], false), both);
     assert_eq!(run(&files, &["db", "web"], false), both);

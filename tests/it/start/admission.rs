@@ -56,7 +56,8 @@ impl Host {
         fs::create_dir_all(self.lab.runtime(".memory", "")).unwrap();
         let pid = std::process::id();
         let reservation = serde_json::json!({
-            "memBytes": 16 << 20, "pid": pid, "startTime": qvm::sys::pidfd::start_time(pid).unwrap(),
+            "memBytes": 16 << 20, "pid": pid,
+            "startTime": qvm::sys::pidfd::start_time(pid).unwrap(),
             "bootId": qvm::sys::pidfd::boot_id().unwrap(), "goes": true,
         });
         fs::write(self.lab.runtime(".memory", "another"), reservation.to_string()).unwrap();
@@ -89,7 +90,8 @@ impl Host {
         if !nix::unistd::geteuid().is_root() {
             command.args(["--user", "--map-root-user"]);
         }
-        let mounts = "d=$1; shift; for f in meminfo pressure; do mount --bind \"$d/$f\" /proc/$f || exit 99; done; exec \"$@\"";
+        let mounts = "d=$1; shift; for f in meminfo pressure; do mount --bind \"$d/$f\" \
+                      /proc/$f || exit 99; done; exec \"$@\"";
         command.args(["--mount", "sh", "-c", mounts, "sh"]).arg(&self.dir);
         command.arg(own.get_program()).args(own.get_args());
         for (key, value) in own.get_envs() {
@@ -257,7 +259,8 @@ fn waiting_start_is_woken_and_cancelable() {
     let output = by_hand.wait_with_output().unwrap();
     assert_eq!(
         text(&output.stdout),
-        "b: waits for memory: it may take 112.2 MiB, and 0 MiB are left: of 112.2 MiB the host keeps 0 MiB, and 1 VM may take \
+        "b: waits for memory: it may take 112.2 MiB, and 0 MiB are left: \
+         of 112.2 MiB the host keeps 0 MiB, and 1 VM may take \
          112.2 MiB\nb: running\n"
     );
     // A change of the settings wakes them too.

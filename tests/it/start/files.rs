@@ -323,7 +323,8 @@ fn reseed_and_new_nic_are_both_kept() {
 fn other_qemu(lab: &mut Lab, script: &str) {
     let qemu = lab.path().join("qemu");
     let text = format!(
-        "#!/bin/sh\ncase \"$*\" in *-mon*) {script};; esac\nexec \"${{QVM_TEST_QEMU:-qemu-system-x86_64}}\" \"$@\"\n"
+        "#!/bin/sh\ncase \"$*\" in *-mon*) {script};; esac\n\
+         exec \"${{QVM_TEST_QEMU:-qemu-system-x86_64}}\" \"$@\"\n"
     );
     fs::write(&qemu, text).unwrap();
     fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();

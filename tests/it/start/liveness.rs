@@ -448,7 +448,7 @@ fn list_in_a_loop_fails_no_start() {
 
 /// The same VM with another name and as a copy: the locks are not transferred.
 #[test]
-fn copies_have_no_locks_and_a_renamed_vm_has_its_own() {
+fn copies_and_renamed_vms_have_own_locks() {
     let Some(image) = guest("boot-count.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "");

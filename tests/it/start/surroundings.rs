@@ -126,7 +126,8 @@ fn only_relative_paths_need_working_directory() {
     let Some(image) = guest("boot.qcow2") else { return };
     let lab = Lab::new();
     lab.vm("web", &image, "");
-    let gone = "mkdir -p \"$QVM_RUNTIME_DIR/gone\" && cd \"$QVM_RUNTIME_DIR/gone\" && rmdir \"$QVM_RUNTIME_DIR/gone\"";
+    let gone = "mkdir -p \"$QVM_RUNTIME_DIR/gone\" && cd \"$QVM_RUNTIME_DIR/gone\" && \
+                rmdir \"$QVM_RUNTIME_DIR/gone\"";
     let tar = lab.path().join("web.tar");
     let tar = tar.to_str().unwrap();
     for (arguments, code) in [

@@ -119,7 +119,7 @@ fn stop_shuts_down_guest_without_supervisor() {
 }
 
 #[test]
-fn unresponsive_guest_without_supervisor_is_forced_off() {
+fn unresponsive_orphan_is_forced_off() {
     let Some((lab, qemu)) = left_behind("boot-deaf.qcow2", "shutdownTimeoutSec = 1") else {
         return;
     };
@@ -138,8 +138,10 @@ fn unit_start_reads_newer_vm_file() {
     let answers = |jobs: &str, stale: &str| {
         let _ = fs::remove_file(&asked);
         let script = format!(
-            "#!/bin/sh\necho \"$@\" >> {}\ncase \"$*\" in\n*list-jobs*) echo '{jobs}';;\n*show*) printf 'LoadState=loaded\\nActiveState=deactivating\\n\
-             NeedDaemonReload={stale}\\nDropInPaths=/run/systemd/generator/qvm@web.service.d/10-qvm.conf\\n';;\nesac\n",
+            "#!/bin/sh\necho \"$@\" >> {}\ncase \"$*\" in\n*list-jobs*) echo '{jobs}';;\n\
+             *show*) printf 'LoadState=loaded\\nActiveState=deactivating\\n\
+             NeedDaemonReload={stale}\\n\
+             DropInPaths=/run/systemd/generator/qvm@web.service.d/10-qvm.conf\\n';;\nesac\n",
             asked.display()
         );
         fs::write(lab.path().join("bin/systemctl"), script).unwrap();

@@ -54,7 +54,8 @@ fn line(nth: u64) -> String {
 fn writes(lab: &Lab, nth: u64) {
     let (text, seek) = (line(nth), nth * PIECE / 65536);
     let command = format!(
-        "sh yes {text} | dd of=/dev/vdb bs=64k count=128 seek={seek} iflag=fullblock conv=fsync 2>/dev/null && echo WRI\"\"TTEN {text}\n"
+        "sh yes {text} | dd of=/dev/vdb bs=64k count=128 seek={seek} iflag=fullblock conv=fsync \
+         2>/dev/null && echo WRI\"\"TTEN {text}\n"
     );
     lab.types("web", command.as_bytes());
 }
@@ -195,7 +196,8 @@ fn nvme_guest_gets_write_error() {
     let Some((mut lab, _small, one)) = tight("raw", "[disk.data]\nbus = \"nvme\"\n") else {
         return;
     };
-    let fails = "sh yes | dd of=/dev/nvme0n1 bs=64k count=128 iflag=fullblock conv=fsync; [ $? != 0 ] && echo RE\"\"FUSED\n";
+    let fails = "sh yes | dd of=/dev/nvme0n1 bs=64k count=128 iflag=fullblock conv=fsync; \
+                 [ $? != 0 ] && echo RE\"\"FUSED\n";
     lab.types("web", fails.as_bytes());
     lab.says("web", "REFUSED", 1);
     assert_eq!(
@@ -490,7 +492,8 @@ fn start_is_refused_without_manager_reply() {
         etc.display()
     ));
     mounts.sh("echo 'mem = \"64M\"' >/etc/qvm/vms/web.toml");
-    mounts.sh("mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/system && mount -t tmpfs tmpfs /var/lib");
+    mounts.sh("mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/system && \
+               mount -t tmpfs tmpfs /var/lib");
     let mut command = mounts.command(env!("CARGO_BIN_EXE_qvm"));
     let output = command.args(["start", "web"]).env("PATH", &hanging.path).output().unwrap();
     assert_eq!(output.status.code(), Some(75), "{}", said(&output));

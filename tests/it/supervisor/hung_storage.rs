@@ -94,7 +94,7 @@ fn loses_output(lab: &Lab) {
 }
 
 #[test]
-fn state_directory_hangs_and_console_output_is_counted() {
+fn hung_state_directory_counts_lost_output() {
     let Some((lab, storage, _one)) = vm(Of::State, "boot-flood.qcow2", "") else { return };
     let log = storage.past("vms/web/console.log");
     until("output", || fs::metadata(&log).is_ok_and(|found| found.len() > 0));

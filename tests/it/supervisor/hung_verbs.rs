@@ -112,7 +112,7 @@ fn end_with(lab: &Lab, storage: &Hanging, verbs: &[(&str, i32)]) {
             Some(ended) if *code == 75 && !verb.starts_with("status") => {
                 let said = text(&ended.stderr);
                 if !(said.contains("answer") && said.starts_with("error: ")) {
-                    wrong.push(format!("qvm {verb} says only: {said}"));
+                    wrong.push(format!("qvm {verb} prints only: {said}"));
                 }
             }
             Some(_) => {}

@@ -250,7 +250,8 @@ fn hundred_vms_on_one_host() {
     }
     assert_eq!(fs::read_dir(lab.runtime(".memory", "")).unwrap().count(), 0);
     println!(
-        "{COUNT} VMs: started in {started:?}, one more in {beside:?}; list {list:?}, status --json {status:?}; \
+        "{COUNT} VMs: started in {started:?}, one more in {beside:?}; list {list:?}, \
+         status --json {status:?}; \
          a supervisor {} kB on average and {} kB at most; all stopped in {stopped:?}",
         mean / 1000,
         most / 1000

@@ -45,7 +45,8 @@ fn disks(lab: &Lab) -> String {
     shell(
         lab,
         "cd /sys/block; for d in vd* nvme*; do [ -f $d/size ] || continue; \
-         echo $(cat $d/serial $d/device/serial 2>/dev/null | tr -d ' ')=$(($(cat $d/size) / 2048)); done | sort | xargs",
+         echo $(cat $d/serial $d/device/serial 2>/dev/null | tr -d ' ')=$(($(cat $d/size) / \
+         2048)); done | sort | xargs",
     )
 }
 
@@ -62,7 +63,8 @@ fn disks_are_plugged_grown_and_unplugged() {
     let told = lab.ok(&["diff", "web"]);
     assert_eq!(
         told,
-        "web: disk.data: - -> 64M, virtio, at `qvm apply`\nweb: disk.fast: - -> 32M, nvme, at `qvm apply`\n"
+        "web: disk.data: - -> 64M, virtio, at `qvm apply`\n\
+         web: disk.fast: - -> 32M, nvme, at `qvm apply`\n"
     );
     let told = lab.ok(&["apply", "web"]);
     assert!(told.contains("applied: disk.data: - -> 64M, virtio\n"), "{told}");
@@ -74,7 +76,8 @@ fn disks_are_plugged_grown_and_unplugged() {
     // Written data is in the file.
     shell(
         &lab,
-        "for d in /sys/block/vd*; do [ \"$(cat $d/serial)\" = data ] && echo mark-in-data | dd of=/dev/${d##*/} conv=fsync; done",
+        "for d in /sys/block/vd*; do [ \"$(cat $d/serial)\" = data ] && \
+         echo mark-in-data | dd of=/dev/${d##*/} conv=fsync; done",
     );
 
     // The supervisor is killed; the next one knows the changes.
@@ -117,7 +120,8 @@ fn disks_are_plugged_grown_and_unplugged() {
     until("it is back", || disks(&lab).contains("data=96"));
     let mark = shell(
         &lab,
-        "for d in /sys/block/vd*; do [ \"$(cat $d/serial)\" = data ] && head -c 12 /dev/${d##*/}; done",
+        "for d in /sys/block/vd*; do [ \"$(cat $d/serial)\" = data ] && \
+         head -c 12 /dev/${d##*/}; done",
     );
     assert_eq!(mark, "mark-in-data");
     // A state can be saved only of a machine that can be started again.
@@ -168,11 +172,14 @@ fn inapplicable_changes_are_reported() {
 #[test]
 fn verbs_print_the_golden_changes() {
     let before = "description = \"a\"\ndiskSizeG = 1\n[display]\nvnc = \"unix\"\n\
-                  [disk.data]\nsize = \"64M\"\n[disk.logs]\nsize = \"32M\"\n[cloudInit]\nuser = \"a\"\n";
+                  [disk.data]\nsize = \"64M\"\n[disk.logs]\nsize = \"32M\"\n[cloudInit]\n\
+                  user = \"a\"\n";
     let Some(lab) = started(Lab::new(), before, None) else { return };
     agent(&lab);
-    let after = "description = \"b\"\nautostart = true\nonPanic = \"pause\"\ncpuWeight = 50\nvcpu = 2\n\
-                 firmware = \"uefi\"\nready = \"agent\"\nforward = [\"127.0.0.1:42222:22\"]\nip = \"10.0.2.20/24\"\n\
+    let after = "description = \"b\"\nautostart = true\nonPanic = \"pause\"\ncpuWeight = 50\n\
+                 vcpu = 2\n\
+                 firmware = \"uefi\"\nready = \"agent\"\nforward = [\"127.0.0.1:42222:22\"]\n\
+                 ip = \"10.0.2.20/24\"\n\
                  [display]\n[nic.net]\nlink = \"down\"\n[disk.root]\nformat = \"raw\"\n\
                  [disk.data]\nsize = \"96M\"\n[disk.more]\nsize = \"32M\"\nbus = \"nvme\"\n\
                  [cloudInit]\nuser = \"b\"\n";
@@ -247,7 +254,8 @@ fn nics_are_plugged_moved_and_unplugged() {
     assert!(told.contains("applied: nic.lan: - -> on br1, virtio\n"), "{told}");
     assert!(told.contains("applied: nic.out: - -> user-mode network, virtio\n"), "{told}");
     assert_eq!((master("qvm-web_lan").as_str(), pending(&lab)), ("br1", json!([])));
-    let nic = "for n in /sys/class/net/*; do [ $(cat $n/address) = 52:54:00:00:00:77 ] && echo ${n##*/}; done";
+    let nic = "for n in /sys/class/net/*; do [ $(cat $n/address) = 52:54:00:00:00:77 ] && \
+               echo ${n##*/}; done";
     until("the guest has it", || !shell(&lab, nic).is_empty());
     let carrier = format!("n=$({nic}); ip link set $n up; cat /sys/class/net/$n/carrier");
     assert_eq!(shell(&lab, &carrier), "0");

@@ -112,7 +112,8 @@ fn renamed_vm_keeps_its_identity() {
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
         format!(
-            "hint: its guest keeps the host name `web`: set `hostname` in `[cloudInit]` to change it\n\
+            "hint: its guest keeps the host name `web`: set `hostname` in `[cloudInit]` to \
+             change it\n\
              hint: `after` in `{}` still names `web`\n",
             db.display()
         )

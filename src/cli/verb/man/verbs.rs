@@ -93,7 +93,7 @@ mod tests {
     use crate::cli::Cli;
 
     #[test]
-    fn document_has_all_public_verbs_and_no_hidden_one() {
+    fn document_has_exactly_the_public_verbs() {
         let text = markdown(Cli::command());
         for verb in Cli::command().get_subcommands().filter(|verb| !verb.has_subcommands()) {
             let heading = format!("\n### {}\n", verb.get_name());

@@ -159,7 +159,7 @@ fn unit(name: &str, timeout: &str) -> Unit {
 }
 
 #[test]
-fn healthy_host_has_one_finding_for_each_subject() {
+fn healthy_host_has_one_ok_per_subject() {
     let mut seen = healthy(vec![vm("web", "bridge = \"br0\"\nautostart = true\n"), vm("db", "")]);
     seen.network.bridges = [("br0".parse().unwrap(), bridge(0, 1500, &[("eth0", false)]))].into();
     seen.units = Some(Ok(vec![unit("web", "2min 30s"), unit("db", "infinity")]));

@@ -293,7 +293,7 @@ async fn absent_device_needs_no_removal() {
 }
 
 #[tokio::test]
-async fn removal_ends_when_the_guest_releases_the_device() {
+async fn removal_ends_at_the_device_release() {
     let scene = Scene::new("vcpu = 1\n").await;
     scene.set_devices(&["disk-data"]);
     let change = LiveChange::RemoveDisk(label("data"));
@@ -328,7 +328,7 @@ async fn refused_removal_is_an_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn guest_that_holds_a_device_is_waited_for_within_a_bound() {
+async fn wait_for_a_device_release_is_bounded() {
     let scene = Scene::new("vcpu = 1\n").await;
     scene.set_devices(&["nic-lan"]);
     let begun = tokio::time::Instant::now();

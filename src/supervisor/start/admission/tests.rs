@@ -154,7 +154,7 @@ async fn unknown_memory_refuses_no_start() {
 }
 
 #[tokio::test]
-async fn own_reservation_of_a_crashed_run_does_not_count() {
+async fn own_earlier_reservation_does_not_count() {
     let scene = Scene::new();
     Reservation::new(6 * GIB, true).unwrap().write(&scene.settings.paths()).unwrap();
     assert!(scene.admission(6 * GIB).admitted().await.unwrap().is_none());
@@ -223,7 +223,7 @@ async fn second_start_waits_for_lower_pressure() {
 }
 
 #[tokio::test]
-async fn lasting_pressure_delays_a_start_within_a_bound() {
+async fn lasting_pressure_delay_is_bounded() {
     let scene = Scene::new();
     let _other = scene.reserve_other(GIB, true);
     scene.set_pressure("memory", 50);
@@ -261,7 +261,7 @@ async fn relaunch_is_never_refused() {
 }
 
 #[tokio::test]
-async fn reservation_that_cannot_be_written_is_a_host_fault() {
+async fn unwritable_reservation_is_a_host_fault() {
     let scene = Scene::new();
     // A file in the place of the directory.
     fs::write(scene.settings.layout.reservations(), "").unwrap();

@@ -76,7 +76,7 @@ fn liveness_locks_are_held_until_dropped() {
 }
 
 #[test]
-fn qemu_that_holds_the_locks_prevents_preparation() {
+fn held_locks_prevent_preparation() {
     let scene = Scene::new();
     let paths = scene.settings.paths();
     fs::create_dir_all(&paths.state).unwrap();

@@ -50,7 +50,8 @@ fn make_install_needs_no_bin_bash() {
         set -eu
         mount --bind "$1/bin/sh" /bin/sh
         for bash in /bin/bash /usr/bin/bash; do
-            [ "$(readlink -f "$bash")" = "$(readlink -f /bin/sh)" ] || mount --bind /dev/null "$bash"
+            [ "$(readlink -f "$bash")" = "$(readlink -f /bin/sh)" ] ||
+                mount --bind /dev/null "$bash"
         done
         if /bin/bash -c true 2>/dev/null; then exit 99; fi
         PATH="$1/bin:$PATH" exec make --no-print-directory install PREFIX="$1/out" BINARY="$2"

@@ -116,7 +116,8 @@ fn names_below(prefix: &str, text: &str) -> Vec<String> {
 /// stand-in has.
 #[test]
 fn every_library_function_exists() {
-    // Not in the stand-in: nix/types.nix has a fallback for the first, only the NixOS test uses the second.
+    // Not in the stand-in: nix/types.nix has a fallback for the first, and only the NixOS test
+    // uses the second.
     let listed = ["types.externalPath", "mkForce"];
     let mut used = Vec::new();
     for file in nix_files(&["nix"]) {

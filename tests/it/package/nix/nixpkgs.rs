@@ -45,7 +45,8 @@ fn systems_evaluate_in_nixpkgs() {
         web = {
             autostart = true; mem = \"4G\"; cpuWeight = 300; bridge = \"br0\"; ip = \"10.0.0.2/24\";
             image.path = \"/srv/web.qcow2\"; cloudInit.userData = \"/run/secrets/web\";
-            disk.data.size = \"1G\"; display = { vnc = \"127.0.0.1:5901\"; passwordFile = \"/run/secrets/vnc\"; };
+            disk.data.size = \"1G\"; display = { vnc = \"127.0.0.1:5901\"; \
+            passwordFile = \"/run/secrets/vnc\"; };
         };
         db.nic = { };
     }";
@@ -149,7 +150,8 @@ fn guests_evaluate_in_nixpkgs() {
     let Some(nixpkgs) = path() else { return };
     let guests = "{
         web = { services.nginx.enable = true; system.stateVersion = \"25.11\"; };
-        efi = { pkgs, ... }: { environment.systemPackages = [ pkgs.hello ]; system.stateVersion = \"25.11\"; };
+        efi = { pkgs, ... }: { environment.systemPackages = [ pkgs.hello ]; \
+        system.stateVersion = \"25.11\"; };
     }";
     let vms = "{ efi = { firmware = \"uefi\"; cloudInit = { }; }; }";
     let arguments = ["--arg", "guests", guests, "--arg", "vms", vms];

@@ -205,7 +205,8 @@ fn bounds_are_those_of_qvm_check() {
     let rows = bounds();
     let vms: Vec<Value> = rows.iter().map(|(key, value, _)| vm_with(key, value)).collect();
     let text = format!(
-        "vms: map (vm: (builtins.tryEval (builtins.deepSeq (import {0}/tests/nix/eval.nix {{ vms.web = vm; }}).files true)).success) vms",
+        "vms: map (vm: (builtins.tryEval (builtins.deepSeq (import {0}/tests/nix/eval.nix {{ \
+         vms.web = vm; }}).files true)).success) vms",
         root().display()
     );
     let expression = format!("({text}) ({})", expression(&json!(vms)));

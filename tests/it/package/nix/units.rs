@@ -111,8 +111,8 @@ fn load(directory: &Path, user: bool, units: &[&str]) -> BTreeMap<String, Loaded
     loaded
 }
 
-/// NixOS calls the drop-ins of the template and of an instance both overrides.conf, and systemd reads of two files of one name only
-/// the more specific one.
+/// On NixOS, the drop-ins of the template and of an instance are both named overrides.conf, and
+/// systemd reads only the more specific of two files with one name.
 #[test]
 fn declared_vm_runs_what_an_undeclared_one_runs() {
     let dir = tempfile::tempdir().unwrap();
@@ -274,7 +274,8 @@ fn only_supervisors_of_another_program_are_replaced() {
     let bin = dir.path().join("bin");
     let log = dir.path().join("log");
     let systemctl = format!(
-        "#!/bin/sh\ncase $1 in\nlist-units) echo 'qvm@a.service x'; echo 'qvm@b.service x'; echo 'qvm@c.service x';;\n\
+        "#!/bin/sh\ncase $1 in\nlist-units) echo 'qvm@a.service x'; echo 'qvm@b.service x'; \
+         echo 'qvm@c.service x';;\n\
          show) case $4 in qvm@a.service) echo {};; qvm@b.service) echo {};; *) echo 0;; esac;;\n\
          kill) echo \"$@\" >>{};;\nesac\n",
         older.0.id(),
