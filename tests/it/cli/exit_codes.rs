@@ -43,7 +43,7 @@ impl Test {
         command
     }
 
-    /// Standard output of a command with this exit code and without an error; `DIR` is the directory.
+    /// Standard output of a command with this exit code and without an error; `DIR` is the lab.
     #[track_caller]
     fn says(&self, words: &[&str], exit: i32) -> String {
         let output = self.command(words).output().unwrap();
