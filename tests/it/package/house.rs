@@ -1057,7 +1057,7 @@ mod on_bad_trees {
 
     #[test]
     fn code_of_any_other_variant() {
-        let text = "fn own_code(&self) -> Option<ErrorCode> {\n        Some(match self {\n            \
+        let text = "fn own_code(&self) -> Option<ErrorCode> {\n        Some(match self {\n\
                     Self::A => ErrorCode::Other,\n            _ => return None,\n        \
                     })\n    }\n";
         assert_eq!(partial_codes(&one("src/a/b.rs", text)).len(), 1);
