@@ -19,7 +19,7 @@ use crate::{
     control::types::{self, Command, Refusal, Request, Status},
     life,
     snapshot::live::Guest,
-    value::keyboard::Chord,
+    value::{ErrorCode, keyboard::Chord},
 };
 
 /// The commands that the agent accepts while file systems are frozen (qga/main.c,
@@ -53,8 +53,11 @@ impl Supervisor {
             },
             Request::Console { read_only, scrollback, reply } => {
                 let view = self.console.view(read_only, scrollback);
-                let _ = reply
-                    .send(view.map_err(|e| Refusal::Failed(format!("cannot open a viewer: {e}"))));
+                let refused = |error: std::io::Error| {
+                    let why = format!("cannot open a viewer: {error}");
+                    Refusal::Failed(ErrorCode::of_io(&error), why)
+                };
+                let _ = reply.send(view.map_err(refused));
             }
         }
     }
@@ -86,7 +89,7 @@ impl Supervisor {
         };
         if asked == life::Command::Suspend && self.is_creating_snapshot() {
             let why = "a snapshot is being created".to_owned();
-            return drop(reply.send(Err(Refusal::Failed(why))));
+            return drop(reply.send(Err(Refusal::Failed(ErrorCode::NotNow, why))));
         }
         if let Err(state) = life::accepts(self.life.state(), asked) {
             return drop(reply.send(Err(Refusal::NotNow(state))));
@@ -228,7 +231,7 @@ impl Supervisor {
     fn screenshot(&mut self, reply: Reply<std::os::fd::OwnedFd>) {
         if self.vm.is_some() && self.config.vm().display.is_none() {
             let why = "the VM has no screen; add `[display]` to the VM file";
-            return drop(reply.send(Err(Refusal::Failed(why.to_owned()))));
+            return drop(reply.send(Err(Refusal::Failed(ErrorCode::NoScreen, why.to_owned()))));
         }
         self.ask_qemu(reply, screen::screenshot);
     }
@@ -325,7 +328,10 @@ impl Supervisor {
         let Components { qemu, freeze, snapshot: creation, is_updating, .. } = vm.components();
         let (vm, text) = (self.config.running_vm(), self.config.text().to_owned());
         let of = of.and_then(|(guest, is_ready)| match is_updating {
-            true => Err(Refusal::Failed("changes of the VM file are being applied".into())),
+            true => Err(Refusal::Failed(
+                ErrorCode::NotNow,
+                "changes of the VM file are being applied".into(),
+            )),
             false => Ok(RunningDisks { vm, text, guest, is_ready }),
         });
         creation.begin(snapshot, of, reply, freeze, qemu, &self.ctx);
@@ -339,7 +345,7 @@ impl Supervisor {
     fn freeze(&mut self, thaw_after: Duration, reply: Reply<u64>) {
         let state = self.public_state();
         let refused = if self.public_readiness() == Some(types::Ready::Waiting) {
-            Some(Refusal::Failed("the guest is not ready yet".into()))
+            Some(Refusal::Failed(ErrorCode::NotReady, "the guest is not ready yet".into()))
         } else {
             (state != types::State::Running).then(|| Refusal::NotNow(state.word()))
         };

@@ -601,7 +601,7 @@ fn a_host_that_reboots_stops_its_guests_in_order_and_starts_the_right_ones() {
 fn others_wait_until_a_guest_is_ready() {
     let Some(host) = Host::new() else { return };
     // A Linux with an agent, which takes its time here.
-    host.vm("db", "tiny", "mem = \"256M\"\nautostart = true\nready = \"agent\"\nreadyTimeoutSec = 1100\nreadyFailure = \"fail\"");
+    host.vm("db", "tiny", "mem = \"256M\"\nautostart = true\nready = \"agent\"\nreadyTimeoutSec = 3600\nreadyFailure = \"fail\"");
     host.vm("web", "boot", "autostart = true\nafter = [\"db\"]");
     host.vm("never", "boot", "ready = \"agent\"\nreadyTimeoutSec = 3\nreadyFailure = \"fail\"");
     host.sh("systemctl daemon-reload && systemctl start --no-block qvm@db qvm@web");
@@ -610,7 +610,7 @@ fn others_wait_until_a_guest_is_ready() {
     assert_eq!(host.show("web", "ActiveState"), "inactive");
     host.wait("web", "ActiveState", "active");
     assert_eq!(host.show("db", "ActiveState"), "active");
-    host.sh("qvm exec db -- true");
+    host.until("db's guest runs a command", "qvm exec db -- true");
 
     // One that does not get ready fails its start, and is shut down before it is tried again.
     host.sh("! systemctl start qvm@never");

@@ -16,7 +16,7 @@ use crate::{
     spec::Disk,
     store::layout::VmPaths,
     supervisor::{limits::QMP_LIMIT, refusal::qmp_refusal, start::isolate},
-    value::{Explain, Label, SnapshotName, chain},
+    value::{ErrorCode, Explain, Label, SnapshotName, chain},
 };
 
 /// Returns the refusal for an error, with its hint.
@@ -25,7 +25,7 @@ pub(super) fn refusal_of(error: &(dyn Explain + 'static)) -> Refusal {
     let text = format!("{}{hint}", chain(error));
     match error.is_host_fault() {
         true => Refusal::HostFault(text),
-        false => Refusal::Failed(text),
+        false => Refusal::Failed(error.code(), text),
     }
 }
 
@@ -88,12 +88,13 @@ async fn open(
 ) -> Result<(), Refusal> {
     let failed = |error: qmp::Error| qmp_refusal("open the new file of a disk", &error);
     let Some(disk) = disks.iter().find(|disk| disk.name == overlay.disk) else {
-        return Err(Refusal::Failed(format!("the VM has no disk `{}`", overlay.disk)));
+        let why = format!("the VM has no disk `{}`", overlay.disk);
+        return Err(Refusal::Failed(ErrorCode::SnapshotRefused, why));
     };
     let names = client.node_names(QMP_LIMIT).await.map_err(failed)?;
     let Some(top) = top_node(&disk.name, &names) else {
         let why = "the VM was started by an earlier version of qvm; restart it first";
-        return Err(Refusal::Failed(why.to_owned()));
+        return Err(Refusal::Failed(ErrorCode::SnapshotRefused, why.to_owned()));
     };
     let sets = client.fd_sets(QMP_LIMIT).await.map_err(failed)?;
     let set = sets.iter().map(|(set, _)| set + 1).fold(FIRST, i32::max);

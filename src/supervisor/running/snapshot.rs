@@ -31,6 +31,7 @@ use crate::{
     },
     supervisor::{context::Context, refusal::Reply, start::prepare::qemu_img_beside},
     sys::lane::{self, OnLane},
+    value::ErrorCode,
 };
 
 /// How long the guest's file systems are frozen at most.
@@ -125,7 +126,7 @@ impl SnapshotCreation {
             (Err(refusal), _) => return drop(reply.send(Err(refusal))),
             (Ok(_), true) => {
                 let why = "another snapshot is being created".to_owned();
-                return drop(reply.send(Err(Refusal::Failed(why))));
+                return drop(reply.send(Err(Refusal::Failed(ErrorCode::NotNow, why))));
             }
             (Ok(of), false) => of,
         };

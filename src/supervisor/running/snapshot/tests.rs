@@ -153,7 +153,7 @@ async fn refused_change_is_undone() {
     for command in ["transaction", "blockdev-add", "add-fd"] {
         fake.peer.script.on(command, Answer::Refuse("no"));
         let done = Components::new().create(&host, &mut fake, wanted("a", false)).await;
-        assert!(matches!(done, Err(Refusal::Failed(_))), "{command}: {done:?}");
+        assert!(matches!(done, Err(Refusal::Failed(..))), "{command}: {done:?}");
         assert_eq!(names(&host), ["root.qcow2"], "{command}");
         assert_eq!(inode(&host, "root.qcow2"), before, "{command}");
         assert_eq!(phase(&host), None, "{command}");
@@ -176,7 +176,7 @@ async fn vm_that_refuses_is_untouched() {
     creation.begin(wanted("a", false), Ok(running()), first, freeze, &mut fake.qemu, &host.ctx);
     let (second, answer) = oneshot::channel();
     creation.begin(wanted("b", false), Ok(running()), second, freeze, &mut fake.qemu, &host.ctx);
-    assert!(matches!(answer.await.unwrap(), Err(Refusal::Failed(_))));
+    assert!(matches!(answer.await.unwrap(), Err(Refusal::Failed(..))));
     components.settle(&host, &mut fake).await;
     assert_eq!(names(&host), ["root.qcow2", "root@a.qcow2"]);
 }
@@ -186,7 +186,7 @@ async fn guest_of_an_earlier_qvm_is_refused() {
     let (host, mut fake) = scene().await;
     nodes(&fake, &["node-root"]);
     let done = Components::new().create(&host, &mut fake, wanted("a", false)).await;
-    assert!(matches!(done, Err(Refusal::Failed(why)) if why.contains("earlier version")));
+    assert!(matches!(done, Err(Refusal::Failed(_, why)) if why.contains("earlier version")));
     assert_eq!(names(&host), ["root.qcow2"]);
 }
 
