@@ -9,7 +9,7 @@ SHELL := bash
 # The directory of the guests for tests; several worktrees can share it.
 export QVM_GUESTS ?= $(CURDIR)/target/guests
 # The number of parallel test threads. Tests wait for guests more than for the CPU.
-TEST_THREADS ?= 4
+TEST_THREADS ?= 6
 # Slow fault tests in addition to those of `crash`.
 FAULTS ?= supervisor::host_faults net::taps start::admission supervisor::load
 # Minutes for the kill points of `make test-faults`, which takes at most 15 minutes in total.
@@ -114,7 +114,7 @@ test-all: setup guests debian host ## Run the tests of `test` and of `test-host`
 .PHONY: test-long
 test-long: setup guests debian ## Run the long forms of tests: each QEMU version, each boot of Debian
 	QVM_TEST_LONG=1 $(CARGO) test --locked --test it -- --test-threads=$(TEST_THREADS) \
-		disk::limits machine::block_device seed::debian
+		control::answers disk::limits machine::block_device seed::debian
 
 .PHONY: test-faults
 test-faults: setup guests ## Test faults of qvm and of the host for some minutes, and print a table

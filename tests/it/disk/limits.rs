@@ -29,6 +29,8 @@ fn start(lab: &Lab, image: &Path, more: &str) {
 /// Rewrites the VM file and applies it: all changes must be applied.
 fn apply(lab: &Lab, image: &Path, more: &str) -> String {
     lab.vm("web", image, &format!("mem = \"256M\"\n{more}"));
+    // `qvm apply` reports the changes that the supervisor had seen before.
+    until("the changes are pending", || lab.status("web")["pending"] != json!([]));
     let told = lab.ok(&["apply", "web"]);
     assert_eq!(lab.status("web")["pending"], json!([]), "{told}");
     told

@@ -161,6 +161,12 @@ fn device_survives_adoption_suspend_and_relaunch() {
     }
 }
 
+/// Applies the VM file. `qvm apply` reports the changes that the supervisor had seen before.
+fn apply(lab: &Lab) -> String {
+    until("the changes are pending", || lab.status("web")["pending"] != json!([]));
+    lab.ok(&["apply", "web"])
+}
+
 #[test]
 fn device_is_plugged_in_and_out() {
     let Some(image) = guest("tiny.qcow2") else { return };
@@ -191,7 +197,7 @@ fn device_is_plugged_in_and_out() {
         );
         for mark in ["mark-in-the-data", "mark-in-the-next"] {
             write(&lab, "web", &format!("{root}{more}"));
-            let told = lab.ok(&["apply", "web"]);
+            let told = apply(&lab);
             assert!(told.contains("applied: disk.data: "), "{told}");
             assert!(told.contains("applied: disk.fixed: "), "{told}");
             assert_eq!(lab.status("web")["pending"], json!([]));
@@ -209,7 +215,7 @@ fn device_is_plugged_in_and_out() {
                 shell(&format!("d=$({}); head -c 16 /dev/$d; cat /sys/block/$d/ro", node("fixed")));
             assert_eq!(read, "mark-of-the-host1");
             write(&lab, "web", &root);
-            let told = lab.ok(&["apply", "web"]);
+            let told = apply(&lab);
             assert!(told.contains("applied: disk.data: "), "{told}");
             assert_eq!(lab.status("web")["pending"], json!([]));
             until("QEMU has closed both", || {
