@@ -165,6 +165,7 @@ docs: ## Write the generated documents: docs/reference/ and nix/keys.nix
 	$(CARGO) build --locked --bin qvm
 	target/debug/qvm man qvm --format markdown >docs/reference/verbs.md
 	target/debug/qvm man qvm.toml --format markdown >docs/reference/vm-file.md
+	target/debug/qvm man qvm-errors --format markdown >docs/reference/errors.md
 	target/debug/qvm man qvm.toml --format nix >nix/keys.nix
 
 .PHONY: clean-guests

@@ -15,6 +15,7 @@ use qvm::{
     },
     sys::memory,
     systemd::journal,
+    value::ErrorCode,
 };
 use tracing::Level;
 use tracing_subscriber::{
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
         Ok(true) => return ExitCode::SUCCESS,
         Err(_) => return ExitCode::FAILURE,
     }
-    let cli = read(arguments).unwrap_or_else(|error| error.exit());
+    let cli = read(arguments).unwrap_or_else(|error| exit_with_usage(&error));
     if cli.is_supervisor() {
         // Each file is created with an explicit mode; a stricter umask would exclude the group.
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
@@ -45,13 +46,18 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let screen = Screen::detect(&io::stderr(), &|key| env::var_os(key));
+            let hint = cwd_hint(&env::args_os().collect::<Vec<_>>());
+            let (failure, hint) = match (failure.code(), hint) {
+                (Some(_), Some(hint)) => (failure.or_hint(hint), None),
+                (_, hint) => (failure, hint),
+            };
             let text = match (failure.shown(screen), in_journal) {
                 (text, false) if !text.is_empty() => format!("{text}\n"),
                 (text, true) => journal::prioritised(&text, Level::ERROR),
                 (text, false) => text,
             };
-            let hint = cwd_hint(&env::args_os().collect::<Vec<_>>());
-            let text = format!("{text}{}", hint.unwrap_or_default());
+            let hint = hint.map_or_else(String::new, |hint| format!("hint: {hint}\n"));
+            let text = text + &hint;
             // Without standard error only the exit code remains. `eprint!` is not used: a thread
             // that is blocked by a stopped terminal may hold its lock.
             if !text.is_empty() {
@@ -62,7 +68,16 @@ fn main() -> ExitCode {
     }
 }
 
-/// Returns a hint as a line if an argument is a relative path and the current directory does not
+/// Prints an error of the command line with its code, or the help that was asked for, and exits.
+fn exit_with_usage(error: &clap::Error) -> ! {
+    let _ = error.print();
+    if error.use_stderr() {
+        let _ = writeln!(io::stderr(), "code: {}", ErrorCode::Usage);
+    }
+    std::process::exit(error.exit_code())
+}
+
+/// Returns a hint if an argument is a relative path and the current directory does not
 /// exist: each system call then fails with "not found".
 fn cwd_hint(arguments: &[std::ffi::OsString]) -> Option<&'static str> {
     let is_relative = |argument: &std::ffi::OsString| {
@@ -71,8 +86,7 @@ fn cwd_hint(arguments: &[std::ffi::OsString]) -> Option<&'static str> {
     };
     let gone = env::current_dir().is_err() && arguments.iter().skip(1).any(is_relative);
     gone.then_some(
-        "hint: the current directory does not exist; change to another, or write an absolute \
-         path\n",
+        "the current directory does not exist; change to another, or write an absolute path",
     )
 }
 
@@ -102,8 +116,9 @@ fn read(arguments: Vec<std::ffi::OsString>) -> Result<Cli, clap::Error> {
 fn run(cli: Cli) -> Result<(), Failure> {
     // Faults of the host. Exit code 1 of a supervisor would make the unit's ExecStopPost= end the
     // guest.
-    let cannot =
-        |what: &str, error: io::Error| Failure::new(exit::HOST, format!("cannot {what}: {error}"));
+    let cannot = |what: &str, error: io::Error| {
+        Failure::from_io(&format!("cannot {what}"), &error).exit(exit::HOST)
+    };
     // The directory may have been removed; only relative paths need it.
     let cwd = env::current_dir().ok();
     let exe = env::current_exe().map_err(|e| cannot("determine the path of this program", e))?;

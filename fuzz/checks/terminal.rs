@@ -6,7 +6,7 @@ use qvm::{
         exit::Failure,
         table::{Cell, Screen, Style, Table},
     },
-    value::{plain, shown},
+    value::{ErrorCode, plain, shown},
 };
 
 pub fn check(bytes: &[u8]) {
@@ -26,7 +26,8 @@ pub fn check(bytes: &[u8]) {
     for width in [None, Some(40), Some(100)] {
         let mono = Screen { colours: false, width };
         let coloured = Screen { colours: true, width };
-        let failure = Failure::new(1, text.clone()).hint(Some(text.clone().into_owned()));
+        let failure =
+            Failure::new(ErrorCode::Other, text.clone()).hint(Some(text.clone().into_owned()));
         super::is_tame(&failure.shown(mono));
         assert_eq!(bare(&failure.shown(coloured)), failure.shown(mono));
         let mut table = Table::new(["NAME", "STATE", "WHY"]);

@@ -5,8 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::exit::{self, Failure};
-use crate::store::layout::Layout;
+use super::exit::Failure;
+use crate::{store::layout::Layout, value::ErrorCode};
 
 /// The three directories; `None` is the default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
@@ -46,7 +46,7 @@ impl Dirs {
                     dir.display()
                 );
                 let hint = "change to another directory, or write an absolute path";
-                Err(Failure::new(exit::FAILED, text).hint(hint.to_owned()))
+                Err(Failure::new(ErrorCode::CwdMissing, text).hint(hint.to_owned()))
             }
         };
         Ok(Self {
@@ -94,7 +94,7 @@ pub fn layout(
     let unknown = |what: &str, key: &str, option: &str| {
         let text = format!("cannot find the directory of {what}: `{key}` is not set");
         let hint = format!("set it to an absolute path, or use {option}");
-        Failure::new(exit::FAILED, text).hint(hint)
+        Failure::new(ErrorCode::DirectoryUnknown, text).hint(hint)
     };
     let own = |base: PathBuf| base.join(OsStr::new("qvm"));
     let config = dirs
@@ -162,8 +162,9 @@ mod tests {
     fn only_relative_paths_need_a_current_directory() {
         let of = |dir: &str| Dirs { state_dir: Some(dir.into()), ..Dirs::default() };
         assert_eq!(of("/s/").absolute(None).unwrap(), of("/s"));
-        let refused = of("s").absolute(None).unwrap_err().to_string();
-        assert!(refused.contains("`s`") && refused.contains("change to another"), "{refused}");
+        let refused = of("s").absolute(None).unwrap_err();
+        assert_eq!(refused.code(), Some(ErrorCode::CwdMissing));
+        assert!(refused.to_string().contains("`s`"), "{refused}");
         assert_eq!(Dirs::default().absolute(None).unwrap(), Dirs::default());
     }
 

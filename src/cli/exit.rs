@@ -1,11 +1,11 @@
-//! The exit codes, and the error messages on standard error.
+//! The exit codes, and the error messages and error codes on standard error.
 
 use std::{error::Error, fmt, io};
 
 use super::table::{Screen, Style};
 use crate::{
     spec::Invalid,
-    value::{Explain, VmName, chain, is_host_fault, plain},
+    value::{ErrorCode, Explain, VmName, chain, is_host_fault, plain},
 };
 
 /// Failure.
@@ -31,7 +31,9 @@ pub const INVALID: u8 = 78;
 /// Why a verb failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    code: u8,
+    exit: u8,
+    /// `None` if `chain` contains its own `code: ` lines, or is empty.
+    code: Option<ErrorCode>,
     subject: Option<String>,
     chain: String,
     hint: Option<String>,
@@ -40,21 +42,35 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Creates a failure from one sentence.
-    pub fn new(code: u8, text: impl Into<String>) -> Self {
-        Self { code, subject: None, chain: text.into(), hint: None, as_it_is: false }
+    /// Creates a failure from one sentence, with the exit code of its error code.
+    pub fn new(code: ErrorCode, text: impl Into<String>) -> Self {
+        Self {
+            exit: code.exit_code(),
+            code: Some(code),
+            subject: None,
+            chain: text.into(),
+            hint: None,
+            as_it_is: false,
+        }
     }
 
     /// Creates a failure from an error and its causes: exit code 75 if the host is out of a
-    /// resource or its storage fails ([`is_host_fault`]), else 1.
+    /// resource or its storage fails ([`is_host_fault`]), else 1. The error code is that of the
+    /// I/O error among the causes.
     pub fn from_error(error: &(dyn Error + 'static)) -> Self {
-        Self::new(if is_host_fault(error) { HOST } else { FAILED }, chain(error))
+        let exit = if is_host_fault(error) { HOST } else { FAILED };
+        Self::new(io_code(error), chain(error)).exit(exit)
     }
 
-    /// Creates a failure from an error, its causes and its hint: exit code 75 for a fault of the
-    /// host, else 1.
+    /// Like [`from_error`](Self::from_error), with the error's own code and hint.
+    pub fn described(error: &(dyn Explain + 'static)) -> Self {
+        Self::from_error(error).error_code(error.code()).hint(error.hint())
+    }
+
+    /// Creates a failure from an error, its causes, its code and its hint: exit code 75 for a fault
+    /// of the host, else 1.
     pub fn explained(error: &(dyn Explain + 'static)) -> Self {
-        Self::from_error(error).host_fault_if(error.is_host_fault()).hint(error.hint())
+        Self::described(error).host_fault_if(error.is_host_fault())
     }
 
     /// Like [`explained`](Self::explained), for an error about one VM: its name replaces `NAME` in
@@ -72,24 +88,24 @@ impl Failure {
     /// Exit code 78, or 75 if a fault of the host prevents reading a file. The text of the problems
     /// includes `error: `.
     pub fn invalid(invalid: &Invalid) -> Self {
-        let code = if invalid.is_host_fault() { HOST } else { INVALID };
-        Self::preformatted(code, invalid.to_string())
+        let code = invalid.code();
+        Self::preformatted(code.exit_code(), invalid.to_string()).error_code(code)
     }
 
     /// Sets exit code 75 if `is_host_fault` is true.
     #[must_use]
     pub fn host_fault_if(self, is_host_fault: bool) -> Self {
-        if is_host_fault { self.code(HOST) } else { self }
+        if is_host_fault { self.exit(HOST) } else { self }
     }
 
     /// Creates a failure whose text already contains `error: ` lines.
-    pub fn preformatted(code: u8, text: impl Into<String>) -> Self {
-        Self { as_it_is: true, ..Self::new(code, text) }
+    pub fn preformatted(exit: u8, text: impl Into<String>) -> Self {
+        Self { exit, code: None, as_it_is: true, ..Self::new(ErrorCode::Other, text) }
     }
 
     /// Creates a failure without a text.
-    pub fn quiet(code: u8) -> Self {
-        Self::preformatted(code, "")
+    pub fn quiet(exit: u8) -> Self {
+        Self::preformatted(exit, "")
     }
 
     /// A failed write to standard output. A closed pipe is reported without a text.
@@ -100,7 +116,10 @@ impl Failure {
             _ if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
                 Self::quiet(128 + 1)
             }
-            _ => Self::new(FAILED, format!("cannot write to standard output: {error}")),
+            _ => {
+                let text = format!("cannot write to standard output: {error}");
+                Self::new(ErrorCode::OutputFailed, text)
+            }
         }
     }
 
@@ -116,14 +135,31 @@ impl Failure {
         Self { hint: hint.into(), ..self }
     }
 
+    /// Sets the hint of a failure without one.
+    #[must_use]
+    pub fn or_hint(self, hint: &str) -> Self {
+        Self { hint: self.hint.or_else(|| Some(hint.to_owned())), ..self }
+    }
+
     /// Sets the exit code.
     #[must_use]
-    pub fn code(self, code: u8) -> Self {
-        Self { code, ..self }
+    pub fn exit(self, exit: u8) -> Self {
+        Self { exit, ..self }
+    }
+
+    /// Sets the error code; the exit code stays.
+    #[must_use]
+    pub fn error_code(self, code: ErrorCode) -> Self {
+        Self { code: Some(code), ..self }
     }
 
     /// Returns the exit code of the process.
     pub fn exit_code(&self) -> u8 {
+        self.exit
+    }
+
+    /// Returns the error code; `None` for several failures, and for one without a text.
+    pub fn code(&self) -> Option<ErrorCode> {
         self.code
     }
 
@@ -133,14 +169,14 @@ impl Failure {
     /// # Errors
     /// `failures` is not empty.
     pub fn all(failures: Vec<Self>) -> Result<(), Self> {
-        let badness = |code: u8| match code {
+        let badness = |exit: u8| match exit {
             INVALID => 4,
             FAILED | HOST | NO_MEMORY | NOT_ENDED => 3,
             USAGE => 2,
             0 => 0,
             _ => 1,
         };
-        let Some(worst) = failures.iter().map(|f| f.code).max_by_key(|code| badness(*code)) else {
+        let Some(worst) = failures.iter().map(|f| f.exit).max_by_key(|exit| badness(*exit)) else {
             return Ok(());
         };
         if let [one] = failures.as_slice() {
@@ -152,8 +188,20 @@ impl Failure {
     }
 }
 
-/// `error: web: a: b: c` and a line `hint: …`, without a newline at the end; empty if there is no
-/// text.
+/// The code of the I/O error among the causes; `internal-error` if there is none.
+fn io_code(error: &(dyn Error + 'static)) -> ErrorCode {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref() {
+            return ErrorCode::of_io(io);
+        }
+        cause = error.source();
+    }
+    ErrorCode::InternalError
+}
+
+/// `error: web: a: b: c`, a line `hint: …` and a line `code: …`, without a newline at the end;
+/// empty if there is no text.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.as_it_is {
@@ -165,8 +213,11 @@ impl fmt::Display for Failure {
             }
             f.write_str(&self.chain)?;
         }
-        match &self.hint {
-            Some(hint) => write!(f, "\nhint: {hint}"),
+        if let Some(hint) = &self.hint {
+            write!(f, "\nhint: {hint}")?;
+        }
+        match self.code {
+            Some(code) => write!(f, "\ncode: {code}"),
             None => Ok(()),
         }
     }
@@ -178,7 +229,8 @@ impl Failure {
     pub fn shown(&self, screen: Screen) -> String {
         let paint = |line: &str| {
             let line = plain(line);
-            let kinds = [("error: ", Style::Bad), ("hint: ", Style::Doubtful)];
+            let kinds =
+                [("error: ", Style::Bad), ("hint: ", Style::Doubtful), ("code: ", Style::Faint)];
             let kind =
                 kinds.iter().find_map(|(kind, look)| Some((line.strip_prefix(kind)?, kind, look)));
             match kind {
@@ -207,26 +259,34 @@ mod tests {
         let error = Outer(Inner(io::Error::other("the cause")));
         assert_eq!(chain(&error), "outer: inner: the cause");
         let failure = Failure::from_error(&error).about("web").hint(Some("do this".to_owned()));
-        assert_eq!(failure.to_string(), "error: web: outer: inner: the cause\nhint: do this");
+        assert_eq!(
+            failure.to_string(),
+            "error: web: outer: inner: the cause\nhint: do this\ncode: file-error"
+        );
     }
 
     #[test]
     fn control_characters_are_escaped() {
-        let failure = Failure::new(FAILED, "guest agent: \u{1b}]0;x\u{7}\nno").about("web");
+        let failure =
+            Failure::new(ErrorCode::GuestRefused, "guest agent: \u{1b}]0;x\u{7}\nno").about("web");
         let colours = Screen { colours: true, width: None };
-        let shown = "error: web: guest agent: \\u{1b}]0;x\\u{7}\nno";
+        let shown = "error: web: guest agent: \\u{1b}]0;x\\u{7}\nno\ncode: guest-refused";
         assert_eq!(failure.shown(Screen::default()), shown);
         let painted = shown.replacen("error: ", "\u{1b}[31merror: \u{1b}[0m", 1);
+        let painted = painted.replacen("code: ", "\u{1b}[2mcode: \u{1b}[0m", 1);
         assert_eq!(failure.shown(colours), painted);
     }
 
     #[test]
     fn several_failures_exit_with_the_worst_code() {
-        let not_running = Failure::new(NOT_RUNNING, "not running").about("a");
-        let failed = Failure::new(FAILED, "broken").about("b");
+        let not_running = Failure::new(ErrorCode::NotRunning, "not running").about("a");
+        let failed = Failure::new(ErrorCode::FileError, "broken").about("b");
         let both = Failure::all(vec![not_running.clone(), failed]).unwrap_err();
         assert_eq!(both.exit_code(), FAILED);
-        assert_eq!(both.to_string(), "error: a: not running\nerror: b: broken");
+        assert_eq!(
+            both.to_string(),
+            "error: a: not running\ncode: not-running\nerror: b: broken\ncode: file-error"
+        );
         assert_eq!(Failure::all(vec![not_running.clone()]), Err(not_running));
         assert_eq!(Failure::all(vec![]), Ok(()));
     }

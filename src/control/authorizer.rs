@@ -19,7 +19,7 @@ use super::{
     types::{Command, Event, Status},
     varlink_error::VarlinkError,
 };
-use crate::value::{Explain, Operator, Peer};
+use crate::value::{ErrorCode, Explain, Operator, Peer};
 
 /// Looks up accounts; a directory service may make a lookup slow.
 #[derive(Debug, Clone, Copy)]
@@ -55,6 +55,10 @@ pub struct Denied {
 }
 
 impl Explain for Denied {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(ErrorCode::NotAllowed)
+    }
+
     fn own_hint(&self) -> Option<String> {
         Some(self.hint.clone())
     }
@@ -306,6 +310,7 @@ mod tests {
             reason: "qemu-signal".into(),
             at: String::new(),
             detail: "it died".into(),
+            code: None,
             hint: None,
             failed: true,
             console: vec!["password: hunter2".into()],

@@ -15,7 +15,7 @@ use zlink::{
     varlink_service::Error as Service,
 };
 
-use crate::value::keyboard::Chord;
+use crate::value::{ErrorCode, keyboard::Chord};
 
 pub use super::client_error::Error;
 use super::types::{Command, Event, Guest, Statistics, Status};
@@ -45,21 +45,21 @@ impl From<zlink::Error> for Error {
                     return Self::NotAllowed { reason, hint: None };
                 }
                 let reply = serde_json::to_value(error.inner()).unwrap_or_default();
-                let reason = match error.inner() {
+                let (code, reason) = match error.inner() {
                     Service::InvalidParameter { parameter } => {
-                        format!("the parameter `{parameter}` is invalid")
+                        let reason = format!("the parameter `{parameter}` is invalid");
+                        (ErrorCode::ValueInvalid, reason)
                     }
                     Service::MethodNotFound { method } => {
-                        format!(
+                        let reason = format!(
                             "the supervisor does not support `{method}`; its version may differ"
-                        )
+                        );
+                        (ErrorCode::MethodUnsupported, reason)
                     }
-                    other => other.to_string(),
+                    other => (ErrorCode::Other, other.to_string()),
                 };
-                Self::Refused {
-                    error: reply["error"].as_str().unwrap_or_default().to_owned(),
-                    reason,
-                }
+                let error = reply["error"].as_str().unwrap_or_default().to_owned();
+                Self::Refused { error, code, reason }
             }
             // Any other failure of an established connection is its end.
             _ => Self::Closed,
@@ -91,8 +91,23 @@ impl From<Refused> for Error {
             "io.qvm.Vm.Frozen" => Self::Frozen { reason },
             "io.qvm.Vm.Unconfirmed" => Self::Unconfirmed { reason },
             "io.qvm.Vm.HostFault" => Self::HostFault { reason },
-            _ => Self::Refused { error, reason },
+            _ => {
+                let code = match text("code") {
+                    Some(word) => ErrorCode::from_word(&word),
+                    None => code_of_error(&error),
+                };
+                Self::Refused { error, code, reason }
+            }
         }
+    }
+}
+
+/// The code of an error without the parameter `code`.
+fn code_of_error(error: &str) -> ErrorCode {
+    match error.rsplit('.').next() {
+        Some("NotNow" | "NotConnected" | "NotSupported") => ErrorCode::NotNow,
+        Some("InvalidParameter") => ErrorCode::ValueInvalid,
+        _ => ErrorCode::Other,
     }
 }
 

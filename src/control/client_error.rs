@@ -2,7 +2,7 @@
 
 use std::{io, time::Duration};
 
-use crate::value::Explain;
+use crate::value::{ErrorCode, Explain};
 
 /// Why a supervisor did not execute a request.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +67,8 @@ pub enum Error {
     Refused {
         /// The name of the varlink error.
         error: String,
+        /// The code.
+        code: ErrorCode,
         /// The cause.
         reason: String,
     },
@@ -76,6 +78,24 @@ pub enum Error {
 }
 
 impl Explain for Error {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::NotRunning => ErrorCode::NotRunning,
+            Self::Denied => ErrorCode::ControlDenied,
+            Self::Io(..) => ErrorCode::SupervisorUnreachable,
+            Self::Timeout(..) => ErrorCode::SupervisorSilent,
+            Self::NotSuspended { .. } => ErrorCode::NotSuspended,
+            Self::Closed => ErrorCode::SupervisorEnded,
+            Self::Guest { .. } => ErrorCode::GuestRefused,
+            Self::Frozen { .. } => ErrorCode::GuestFrozen,
+            Self::NotAllowed { .. } => ErrorCode::NotAllowed,
+            Self::Unconfirmed { .. } => ErrorCode::QemuUnconfirmed,
+            Self::HostFault { .. } => ErrorCode::StorageSilent,
+            Self::Refused { code, .. } => *code,
+            Self::Answer(..) => ErrorCode::SupervisorReplyInvalid,
+        })
+    }
+
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::NotRunning => None,

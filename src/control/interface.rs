@@ -77,6 +77,7 @@ mod tests {
             reason: "stopped".into(),
             at: "2026-01-01T00:00:00Z".into(),
             detail: "x".into(),
+            code: Some(crate::value::ErrorCode::NotReady),
             hint: Some("x".into()),
             failed: true,
             console: vec!["x".into()],

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{change::Pending, disk_limit::DiskLimit, isolation::Isolation, state::State};
-use crate::value::{Notes, Operator};
+use crate::value::{ErrorCode, Notes, Operator};
 
 /// Whether the condition `ready` of the VM file is met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,6 +177,9 @@ pub struct End {
     pub at: String,
     /// The reason as a sentence.
     pub detail: String,
+    /// The code of a failed start, from docs/reference/errors.md.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<ErrorCode>,
     /// What the operator can do, which `detail` contains as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,

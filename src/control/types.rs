@@ -10,7 +10,7 @@ pub use super::disk_limit::DiskLimit;
 pub use super::state::State;
 pub use super::status::{End, Ready, Status};
 pub use crate::control::isolation::Isolation;
-use crate::value::keyboard::Chord;
+use crate::value::{ErrorCode, keyboard::Chord};
 
 /// An event for `SubscribeEvents` and `io.qvm.Vm.Watch`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -116,8 +116,8 @@ pub enum Refusal {
     #[error("{0}")]
     Unconfirmed(String),
     /// QEMU or the guest returned an error.
-    #[error("{0}")]
-    Failed(String),
+    #[error("{1}")]
+    Failed(ErrorCode, String),
     /// The storage of the VM does not answer.
     #[error("{0}")]
     HostFault(String),
@@ -135,6 +135,21 @@ pub enum Refusal {
         /// The remaining time.
         left: Duration,
     },
+}
+
+impl Refusal {
+    /// The code of the refusal.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::NotNow(_) => ErrorCode::NotNow,
+            Self::BadValue(_) => ErrorCode::ValueInvalid,
+            Self::Unconfirmed(_) => ErrorCode::QemuUnconfirmed,
+            Self::Failed(code, _) => *code,
+            Self::HostFault(_) => ErrorCode::StorageSilent,
+            Self::Guest { .. } => ErrorCode::GuestRefused,
+            Self::Frozen { .. } => ErrorCode::GuestFrozen,
+        }
+    }
 }
 
 /// An address of a guest and its source.

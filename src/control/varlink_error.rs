@@ -6,6 +6,7 @@ use serde::Serialize;
 use zlink::{ReplyError, varlink_service::Error as Service};
 
 use super::types::Refusal;
+use crate::value::ErrorCode;
 
 /// An error reply.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -41,7 +42,7 @@ pub(super) enum Machine {
 #[zlink(interface = "io.qvm.Vm")]
 pub(super) enum Vm {
     NotNow { state: String },
-    Failed { reason: String },
+    Failed { code: ErrorCode, reason: String },
     HostFault { reason: String },
     Unconfirmed { reason: String },
     GuestRefused { class: String, reason: String },
@@ -84,8 +85,8 @@ impl VarlinkError {
         Self::Denied(Denied::PermissionDenied { reason, hint })
     }
 
-    pub(super) fn failed(reason: impl Into<String>) -> Self {
-        Self::Vm(Vm::Failed { reason: reason.into() })
+    pub(super) fn failed(code: ErrorCode, reason: impl Into<String>) -> Self {
+        Self::Vm(Vm::Failed { code, reason: reason.into() })
     }
 
     /// Maps to the errors of `io.systemd.MachineInstance`: a machine without QEMU is not connected.
@@ -105,7 +106,7 @@ impl From<Refusal> for VarlinkError {
             Refusal::NotNow(state) => Self::Vm(Vm::NotNow { state: (*state).to_owned() }),
             // The loop validates only this parameter of a command.
             Refusal::BadValue(_) => Self::invalid("bytes"),
-            Refusal::Failed(reason) => Self::failed(reason),
+            Refusal::Failed(code, reason) => Self::failed(*code, reason),
             Refusal::HostFault(reason) => Self::Vm(Vm::HostFault { reason: reason.clone() }),
             Refusal::Unconfirmed(reason) => Self::Vm(Vm::Unconfirmed { reason: reason.clone() }),
             Refusal::Guest { class, .. } => {

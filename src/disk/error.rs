@@ -6,7 +6,7 @@ use crate::{
     image::{self, cache, qcow2, qemu_img},
     store::snapshots,
     sys::file::Error as FileError,
-    value::{Explain, Label},
+    value::{ErrorCode, Explain, Label},
 };
 
 /// Why a disk cannot be provided.
@@ -155,6 +155,16 @@ impl Error {
     }
 }
 
+/// The code for a file of the operator that cannot be opened.
+fn open_code(error: &io::Error) -> ErrorCode {
+    match error.kind() {
+        io::ErrorKind::ResourceBusy => ErrorCode::DiskBusy,
+        io::ErrorKind::PermissionDenied => ErrorCode::DiskDenied,
+        io::ErrorKind::NotFound => ErrorCode::DiskMissing,
+        _ => ErrorCode::of_io(error),
+    }
+}
+
 impl Explain for Error {
     fn wrapped(&self) -> Option<&dyn Explain> {
         match self {
@@ -165,6 +175,27 @@ impl Explain for Error {
             Self::Snapshots { source, .. } => Some(source),
             _ => None,
         }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Nothing { .. } => ErrorCode::DiskMissing,
+            Self::Open { source, .. } => open_code(source),
+            Self::Kind { .. } => ErrorCode::DiskWrongType,
+            Self::Alien { .. } => ErrorCode::DiskBackingUnexpected,
+            Self::Header { .. } => ErrorCode::DiskDamaged,
+            Self::MarkedCorrupt { .. } => ErrorCode::DiskCorrupt,
+            Self::Lost { .. } => ErrorCode::DiskLost,
+            Self::NoRoom { .. } => ErrorCode::NoSpace,
+            Self::Canceled(..) => ErrorCode::Canceled,
+            Self::Image { .. }
+            | Self::File { .. }
+            | Self::QemuImg { .. }
+            | Self::Cache { .. }
+            | Self::Snapshots { .. } => {
+                return None;
+            }
+        })
     }
 
     fn own_hint(&self) -> Option<String> {

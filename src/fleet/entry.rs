@@ -9,7 +9,7 @@ use crate::{
     },
     spec::{self, Invalid, Vm},
     store::layout::{Layout, VmPaths},
-    value::{Explain, Note, NoteCode, VmName, chain, is_host_fault},
+    value::{ErrorCode, Explain, Note, NoteCode, VmName, chain, is_host_fault},
 };
 use crate::{
     store::{
@@ -61,6 +61,16 @@ impl Problem {
 
     fn invalid(code: NoteCode, invalid: &Invalid) -> Self {
         Self { code, subject: None, what: invalid.to_string(), hint: None }
+    }
+
+    /// The code of the error about it.
+    pub fn error_code(&self) -> ErrorCode {
+        match self.code {
+            NoteCode::VmFileInvalid => ErrorCode::InvalidFile,
+            NoteCode::SupervisorSilent => ErrorCode::SupervisorSilent,
+            NoteCode::NoSupervisor => ErrorCode::NoSupervisor,
+            _ => ErrorCode::StateUnknown,
+        }
     }
 
     /// The note about it.

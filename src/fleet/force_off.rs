@@ -19,7 +19,7 @@ use crate::{
         pidfd::{Process, Signal},
         qemu_processes::{self, QemuProcess},
     },
-    value::{Explain, chain},
+    value::{ErrorCode, Explain, chain},
 };
 use crate::{
     store::{
@@ -74,6 +74,15 @@ impl Explain for Error {
             Self::Liveness(error) => Some(error),
             _ => None,
         }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Holder(..) | Self::NotQemu(..) => ErrorCode::StateUnknown,
+            Self::Kill { .. } => ErrorCode::QemuNotKilled,
+            Self::Stays(..) => ErrorCode::QemuNotEnded,
+            Self::Supervised(..) | Self::Unknown(..) | Self::Liveness(..) => return None,
+        })
     }
 
     fn own_hint(&self) -> Option<String> {
@@ -193,6 +202,7 @@ fn keep_end(settings: &Settings) {
         reason: end.reason().to_owned(),
         at: (settings.now)().to_string(),
         detail: end.to_string(),
+        code: end.start_code(),
         hint: end.start_hint().map(str::to_owned),
         failed: end.failed(),
         console: vec![],

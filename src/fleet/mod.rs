@@ -10,6 +10,7 @@ pub mod metrics;
 pub mod orphans;
 pub mod rates;
 pub mod start;
+mod start_error;
 pub(crate) mod start_log;
 pub mod stop;
 pub mod usage;

@@ -12,7 +12,7 @@ use crate::{
         lock,
         pidfd::{Process, Signal},
     },
-    value::{Explain, chain},
+    value::{ErrorCode, Explain, chain},
 };
 use crate::{
     store::{
@@ -47,6 +47,13 @@ impl Explain for Error {
             Self::Unknown(error) => Some(error),
             _ => None,
         }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Stays(..) => ErrorCode::QemuNotEnded,
+            Self::Lock(..) | Self::Unknown(..) => return None,
+        })
     }
 
     fn own_hint(&self) -> Option<String> {

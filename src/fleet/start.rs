@@ -1,16 +1,10 @@
 //! Starts a VM's supervisor: as its systemd unit if that is installed, else as a detached process.
 
-use std::{
-    fs::File,
-    io,
-    path::{Path, PathBuf},
-    process::{Child, ExitStatus},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs::File, io, path::Path, process::Child, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
+pub use super::start_error::Error;
 use super::{
     lock_holder::{self, EXIT_LIMIT, LockHolder},
     start_log::StartLog,
@@ -20,7 +14,7 @@ use crate::{
         client::{self, Client},
         types::{Ready, State},
     },
-    spec::{self, HostSettings, Invalid},
+    spec::{self, HostSettings},
     store::{
         intended_end,
         layout::{Layout, VmPaths},
@@ -28,15 +22,11 @@ use crate::{
         running::{self, PreviousQemu},
     },
     sys::{
-        file,
         program::Program,
-        storage_reader::{self, ReadPosition, StorageReader},
+        storage_reader::{ReadPosition, StorageReader},
     },
-    systemd::{
-        service::{self, Unit},
-        unit::Scope,
-    },
-    value::{Explain, NoteCode, VmName},
+    systemd::{service::Unit, unit::Scope},
+    value::{ErrorCode, NoteCode, VmName},
 };
 
 /// The limit for one reply of a supervisor before it is asked again.
@@ -70,107 +60,6 @@ pub enum StartOutcome {
     AlreadyRunning,
     /// The start was requested; the guest was not waited for.
     Requested,
-}
-
-/// Why a VM was not started.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The VM file is invalid.
-    #[error("{0}")]
-    Invalid(Invalid),
-    /// The VM has no VM file.
-    #[error("there is no VM `{0}`: it has no VM file")]
-    NoFile(VmName),
-    /// The log cannot be opened.
-    #[error(transparent)]
-    File(#[from] file::Error),
-    /// A program cannot be run.
-    #[error("cannot run `{}`", .0.display())]
-    Spawn(PathBuf, #[source] io::Error),
-    /// The unit cannot be started.
-    #[error(transparent)]
-    Service(#[from] service::Error),
-    /// The storage of the VM does not answer.
-    #[error(transparent)]
-    Storage(#[from] storage_reader::Error),
-    /// The VM has no supervisor, and it is unknown whether it is running.
-    #[error(transparent)]
-    Unknown(#[from] running::Unknown),
-    /// The supervisor does not answer, and it is unknown whether the VM is running.
-    #[error("cannot determine whether the VM is running")]
-    Silent(#[source] client::Error),
-    /// The supervisor closes every connection.
-    #[error("the supervisor accepts connections but closes them without a reply")]
-    NoReply,
-    /// The supervisor in the unit failed.
-    #[error("{detail}")]
-    Unit {
-        /// The name of the VM.
-        name: VmName,
-        /// The end that the supervisor recorded.
-        detail: String,
-        /// Whether `detail` ends with a hint.
-        has_hint: bool,
-    },
-    /// The supervisor ended.
-    #[error("its supervisor {}{}", ended(*.status), after_colon(.wrote))]
-    Ended {
-        /// The exit status.
-        status: ExitStatus,
-        /// The last lines that the supervisor wrote.
-        wrote: String,
-    },
-}
-
-impl Explain for Error {
-    fn wrapped(&self) -> Option<&dyn Explain> {
-        match self {
-            Self::File(error) => Some(error),
-            Self::Service(error) => Some(error),
-            Self::Unknown(error) => Some(error),
-            Self::Storage(error) => Some(error),
-            Self::Silent(error) => Some(error),
-            _ => None,
-        }
-    }
-
-    fn own_hint(&self) -> Option<String> {
-        match self {
-            Self::Service(error) if error.is_host_fault() => {
-                Some("check the state of systemd with `systemctl status`".into())
-            }
-            Self::NoReply => Some(
-                "the limit of clients may be reached: `ss -xp src PATH` lists \
-                 those of the VM's `control.sock`"
-                    .into(),
-            ),
-            Self::NoFile(_) => Some("`qvm list` shows all VMs".into()),
-            Self::Service(_) => {
-                Some("`journalctl -t qvm@NAME` shows the log of the supervisor".into())
-            }
-            // The recorded end contains its own hint.
-            Self::Unit { has_hint: true, .. } => None,
-            Self::Unit { name, .. } => {
-                Some(format!("`journalctl -t qvm@{name}` shows the log of the supervisor"))
-            }
-            _ => None,
-        }
-    }
-
-    fn is_own_host_fault(&self) -> bool {
-        matches!(self, Self::Unknown(_) | Self::Storage(_))
-    }
-}
-
-fn ended(status: ExitStatus) -> String {
-    match status.code() {
-        Some(code) => format!("exited with code {code}"),
-        None => format!("was killed: {status}"),
-    }
-}
-
-fn after_colon(wrote: &str) -> String {
-    if wrote.is_empty() { String::new() } else { format!(":\n{wrote}") }
 }
 
 /// Starts the supervisor of a VM and, with `wait`, returns when the guest is ready or the
@@ -383,7 +272,9 @@ async fn start_unit(
             // systemctl reports the failure, and the recorded end its cause.
             Some(end) if Some(&end.at) != before.as_ref() && end.failed => {
                 let (name, has_hint) = (name.clone(), end.hint.is_some());
-                Err(Error::Unit { name, detail: end.detail, has_hint })
+                // The end of a guest that came up has no code.
+                let code = end.code.unwrap_or(ErrorCode::SupervisorExited);
+                Err(Error::Unit { name, detail: end.detail, code, has_hint })
             }
             _ => Err(error.into()),
         },

@@ -140,7 +140,7 @@ fn leaves_qemu(command: Command, error: &client::Error) -> bool {
 
 fn not_suspended(command: Command, error: client::Error) -> client::Error {
     match (command, error) {
-        (Command::Suspend, client::Error::Refused { error, reason })
+        (Command::Suspend, client::Error::Refused { error, reason, .. })
             if error == "io.qvm.Vm.Failed" =>
         {
             client::Error::NotSuspended { reason, is_host_fault: false }
@@ -189,11 +189,15 @@ pub async fn released(paths: &VmPaths) -> Result<(), lock::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::value::ErrorCode;
 
     #[test]
     fn failed_stop_leaves_qemu() {
-        let refused =
-            |error: &str| client::Error::Refused { error: error.to_owned(), reason: String::new() };
+        let refused = |error: &str| client::Error::Refused {
+            error: error.to_owned(),
+            code: ErrorCode::Other,
+            reason: String::new(),
+        };
         let off = Command::PowerOff { timeout_sec: None };
         for command in [off, Command::Terminate] {
             assert!(leaves_qemu(command, &refused("io.qvm.Vm.Failed")));

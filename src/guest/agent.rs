@@ -5,15 +5,15 @@ use std::{io, time::Duration};
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, time::Instant};
 
+use super::error::Error;
 use crate::{
     control::client::{self, Client},
     store::{layout::VmPaths, running},
     sys::{
-        file,
         session::{Session, SessionEnd},
         terminal::{self, Input},
     },
-    value::{Explain, base64, to_base64},
+    value::{base64, to_base64},
 };
 
 /// The bytes of a file in one call: as base64 they fit the limit of the control socket.
@@ -30,82 +30,6 @@ const FROZEN_PAUSE: Duration = Duration::from_secs(1);
 const NEXT: Duration = Duration::from_secs(60);
 /// The time limit of helper programs.
 const HELPER: Duration = Duration::from_secs(60);
-
-/// Why a command failed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The supervisor or the agent returned an error.
-    #[error(transparent)]
-    Client(#[from] client::Error),
-    /// The agent's answer has an unexpected format.
-    #[error("cannot parse the guest agent's answer to `{0}`")]
-    Answer(&'static str),
-    /// A program in the guest failed.
-    #[error("cannot {doing} in the guest: {stderr}")]
-    Guest {
-        /// The operation.
-        doing: String,
-        /// Its error output.
-        stderr: String,
-    },
-    /// A file operation on the host failed.
-    #[error(transparent)]
-    File(#[from] file::Error),
-    /// Standard input or output failed.
-    #[error("cannot {0}")]
-    Stream(&'static str, #[source] io::Error),
-    /// The reader of the output is gone.
-    #[error("the reader of the output has closed it")]
-    NoReader,
-    /// More data than this guest supports.
-    #[error("{0}")]
-    TooMuch(&'static str),
-    /// The time limit was exceeded.
-    #[error("`{program}` did not exit within {limit:?} and was ended")]
-    TooLong {
-        /// The program.
-        program: String,
-        /// The time limit.
-        limit: Duration,
-    },
-    /// Ended by a signal.
-    #[error("ended by signal {0}")]
-    Interrupted(i32),
-    /// The source is a directory.
-    #[error("`{0}` is a directory")]
-    Directory(String, String),
-}
-
-impl From<SessionEnd> for Error {
-    fn from(vanished: SessionEnd) -> Self {
-        match vanished {
-            SessionEnd::NoReader => Self::NoReader,
-            vanished => Self::Interrupted(vanished.signal()),
-        }
-    }
-}
-
-impl Explain for Error {
-    fn wrapped(&self) -> Option<&dyn Explain> {
-        match self {
-            Self::Client(error) => Some(error),
-            Self::File(error) => Some(error),
-            _ => None,
-        }
-    }
-
-    fn own_hint(&self) -> Option<String> {
-        match self {
-            Self::Directory(_, hint) => Some(hint.clone()),
-            Self::TooMuch(_) => Some(
-                "the limit does not apply to a guest with `sh` and `mktemp` whose agent may open \
-                 files"
-                    .into(),
-            ),
-            _ => None,
-        }
-    }
-}
 
 /// An exited program of the guest.
 #[derive(Debug)]

@@ -9,7 +9,8 @@ use std::{
 
 use tokio::sync::mpsc;
 
-use super::agent::{Error, Guest, input_error, unread};
+use super::agent::{Guest, input_error, unread};
+use super::error::Error;
 use crate::{
     control::client,
     sys::{

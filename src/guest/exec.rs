@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tokio::{sync::mpsc, time::Instant};
 
-use super::agent::{Done, Error, Guest, LEAST_PAUSE, MOST_PAUSE, input_error, next, unread};
+use super::agent::{Done, Guest, LEAST_PAUSE, MOST_PAUSE, input_error, next, unread};
+use super::error::Error;
 use crate::{
     control::client,
     sys::terminal::{Input, Output},

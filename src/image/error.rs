@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     sys::file,
-    value::{Digest, Explain},
+    value::{Digest, ErrorCode, Explain},
 };
 
 /// Why an image cannot be provided.
@@ -180,6 +180,27 @@ impl Explain for Error {
             Self::DamagedFile { source: Some(source), .. } => Some(source.as_ref()),
             _ => None,
         }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Sums { .. } | Self::NoName(..) => ErrorCode::ChecksumMissing,
+            Self::Mismatch { .. } => ErrorCode::ChecksumWrong,
+            Self::DamagedFile { .. } | Self::Damaged { .. } => ErrorCode::ImageDamaged,
+            Self::Memory { .. } => ErrorCode::ImageTooDemanding,
+            Self::Empty(..) => ErrorCode::ImageEmpty,
+            Self::Foreign { .. } | Self::Twice { .. } | Self::Header { .. } => {
+                ErrorCode::ImageFormat
+            }
+            Self::Refused { .. } => ErrorCode::ImageRefused,
+            Self::MarkedCorrupt { .. } | Self::Corrupt { .. } => ErrorCode::ImageCorrupt,
+            Self::Canceled => ErrorCode::Canceled,
+            Self::Cache(..)
+            | Self::File(..)
+            | Self::Fetch(..)
+            | Self::Read { .. }
+            | Self::Check { .. } => return None,
+        })
     }
 
     fn own_hint(&self) -> Option<String> {

@@ -10,7 +10,7 @@ use std::{
 use crate::{
     spec::Format,
     sys::program::{self, Output, Program},
-    value::{Explain, Size, foreign_error::is_no_space},
+    value::{ErrorCode, Explain, Size, foreign_error::is_no_space},
 };
 
 /// The maximum size of stored standard error, in bytes.
@@ -53,6 +53,15 @@ impl Error {
 }
 
 impl Explain for Error {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Program(error) => error.code(),
+            Self::Failed { stderr, .. } if is_no_space(stderr) => ErrorCode::NoSpace,
+            Self::Failed { .. } => ErrorCode::QemuImgFailed,
+            Self::Canceled => ErrorCode::Canceled,
+        })
+    }
+
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::Program(program::Error::Run { source, .. })

@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     sys::{digest::Digesting, file, reflink},
-    value::{Algorithm, Digest, Explain},
+    value::{Algorithm, Digest, ErrorCode, Explain},
 };
 
 /// The read size in bytes.
@@ -75,6 +75,16 @@ impl Explain for Error {
             Self::File(error) => Some(error),
             _ => None,
         }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Thread(..) => ErrorCode::OutOfResources,
+            Self::Unpack { .. } => ErrorCode::ImageDamaged,
+            Self::Memory { .. } => ErrorCode::ImageTooDemanding,
+            Self::Lost => ErrorCode::InternalError,
+            Self::File(..) => return None,
+        })
     }
 
     fn is_own_host_fault(&self) -> bool {

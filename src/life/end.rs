@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::requester::Requester;
+use crate::value::ErrorCode;
 
 /// The exit code of a fault of the host (EX_TEMPFAIL of sysexits.h): another try may help.
 const HOST: u8 = 75;
@@ -82,15 +83,25 @@ pub struct StartFailure {
 /// An error in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explanation {
+    /// The code of the error.
+    pub code: ErrorCode,
     /// The chain of causes.
     pub text: String,
     /// What the operator can do.
     pub hint: Option<String>,
 }
 
+impl Explanation {
+    /// An explanation without a hint.
+    pub fn new(code: ErrorCode, text: impl Into<String>) -> Self {
+        Self { code, text: text.into(), hint: None }
+    }
+}
+
+#[cfg(test)]
 impl<T: Into<String>> From<T> for Explanation {
     fn from(text: T) -> Self {
-        Self { text: text.into(), hint: None }
+        Self::new(ErrorCode::Other, text)
     }
 }
 
@@ -180,12 +191,22 @@ impl End {
         }
     }
 
+    /// The code of a failed start.
+    pub fn start_code(&self) -> Option<ErrorCode> {
+        match &self.cause {
+            Cause::StartFailed(failure) => Some(failure.why.code),
+            Cause::NotReady(_) => Some(ErrorCode::NotReady),
+            _ => None,
+        }
+    }
+
     /// How the supervisor ends. The command line reports a guest that did not come up.
     pub(super) fn exit(&self) -> Exit {
         match &self.cause {
             Cause::StartFailed(failure) => Exit::NotStarted(failure.clone()),
             Cause::NotReady(_) => {
-                Exit::NotStarted(StartFailure { fault: Fault::Vm, why: self.to_string().into() })
+                let why = Explanation::new(ErrorCode::NotReady, self.to_string());
+                Exit::NotStarted(StartFailure { fault: Fault::Vm, why })
             }
             Cause::Stopped(_)
             | Cause::Suspended(_)

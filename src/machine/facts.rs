@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     spec,
-    value::{Explain, Note, NoteCode},
+    value::{ErrorCode, Explain, Note, NoteCode},
 };
 
 /// The facts about a host.
@@ -193,6 +193,13 @@ pub enum NoKvm {
 }
 
 impl Explain for NoKvm {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Missing => ErrorCode::NoKvm,
+            Self::Denied => ErrorCode::KvmDenied,
+        })
+    }
+
     fn own_hint(&self) -> Option<String> {
         Some(match self {
             Self::Missing => {

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::{
     spec::{self, Format},
-    value::Explain,
+    value::{ErrorCode, Explain},
 };
 
 /// One descriptor file.
@@ -119,6 +119,12 @@ pub enum Error {
 }
 
 impl Explain for Error {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::NotFound { .. } => ErrorCode::FirmwareMissing,
+        })
+    }
+
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::NotFound { .. } => Some(

@@ -7,7 +7,7 @@ use std::{
 
 use rustix::io::Errno;
 
-use crate::value::{Explain, Forward, Protocol};
+use crate::value::{ErrorCode, Explain, Forward, Protocol};
 
 /// IP sockets are not available: because of the unit's `RestrictAddressFamilies=` or
 /// `PrivateNetwork=`, or the kernel.
@@ -16,6 +16,10 @@ use crate::value::{Explain, Forward, Protocol};
 pub struct NoSockets(#[source] io::Error);
 
 impl Explain for NoSockets {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(ErrorCode::PortUnusable)
+    }
+
     fn own_hint(&self) -> Option<String> {
         Some(
             "the sandbox of the unit follows the VM file at its start: stop the VM and start it \
@@ -52,6 +56,13 @@ pub struct Error {
 }
 
 impl Explain for Error {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self.source.kind() {
+            io::ErrorKind::AddrInUse => ErrorCode::PortInUse,
+            _ => ErrorCode::PortUnusable,
+        })
+    }
+
     fn own_hint(&self) -> Option<String> {
         let port = self.at.port();
         let flag = match self.protocol {
@@ -112,8 +123,9 @@ mod tests {
         for (address, protocol) in taken {
             let forward = format!("{address}:22/{protocol}").parse().unwrap();
             let error = check(&forward).unwrap_err();
-            assert_eq!(error.to_string(), format!("cannot listen on `{address}` ({protocol})"));
-            assert!(error.hint().unwrap().contains(&format!("sport = {}", address.port())));
+            assert_eq!(error.code(), ErrorCode::PortInUse);
+            assert!(error.to_string().contains(&address.to_string()), "{error}");
+            assert!(error.hint().unwrap().contains(&address.port().to_string()));
         }
         drop((tcp, udp));
         for (address, protocol) in taken {
@@ -124,6 +136,7 @@ mod tests {
     #[test]
     fn foreign_address_is_reported() {
         let error = check(&"192.0.2.1:2222:22".parse().unwrap()).unwrap_err();
-        assert!(error.hint().unwrap().contains("does not have this address"), "{error}");
+        assert_eq!(error.code(), ErrorCode::PortUnusable);
+        assert!(error.hint().is_some());
     }
 }

@@ -11,7 +11,7 @@ use nix::{
     libc::{IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TUNSETIFF, c_char, c_short, ifreq},
 };
 
-use crate::value::{Explain, IfName};
+use crate::value::{ErrorCode, Explain, IfName};
 
 const DEVICE: &str = "/dev/net/tun";
 
@@ -102,6 +102,16 @@ impl Error {
 }
 
 impl Explain for Error {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::NoDriver(..) => ErrorCode::TunMissing,
+            Self::Denied { .. } => ErrorCode::TapDenied,
+            Self::Taken { .. } => ErrorCode::TapInUse,
+            Self::MultiQueue { .. } => ErrorCode::TapMultiQueue,
+            Self::Io(..) => ErrorCode::TapFailed,
+        })
+    }
+
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::NoDriver(_) => Some("load the module: `modprobe tun`".into()),

@@ -13,7 +13,7 @@ use std::{
 
 use command_fds::{CommandFdExt, FdMapping};
 
-use crate::value::Explain;
+use crate::value::{ErrorCode, Explain};
 
 /// Environment variables of systemd that only the supervisor may use (sd_notify(3),
 /// sd_listen_fds(3), sd_watchdog_enabled(3)).
@@ -39,6 +39,10 @@ pub struct Error {
 }
 
 impl Explain for Error {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(ErrorCode::QemuNotExecuted)
+    }
+
     fn own_hint(&self) -> Option<String> {
         match self.source.kind() {
             io::ErrorKind::NotFound => Some("install QEMU, or name it with `QVM_QEMU`".into()),

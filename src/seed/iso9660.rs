@@ -15,7 +15,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::value::{Explain, shown};
+use crate::value::{ErrorCode, Explain, shown};
 
 /// The logical block size of CDs, in bytes.
 pub const SECTOR: usize = 2048;
@@ -56,13 +56,13 @@ pub enum Error {
 }
 
 impl Explain for Error {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(ErrorCode::SeedInvalid)
+    }
+
     fn own_hint(&self) -> Option<String> {
-        match self {
-            Self::FileTooLarge(..) | Self::VolumeTooLarge(..) => {
-                Some("use a separate disk for large files: `[disk.NAME]`".into())
-            }
-            Self::VolumeId(_) | Self::Name(..) | Self::Duplicate(_) => None,
-        }
+        let is_too_large = matches!(self, Self::FileTooLarge(..) | Self::VolumeTooLarge(..));
+        is_too_large.then(|| "use a separate disk for large files: `[disk.NAME]`".into())
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
     spec::Invalid,
     store::{identity_store, snapshot_record::MAX_DEPTH, snapshots, vm_state},
     sys::file,
-    value::{Explain, Label, SnapshotName, VmName},
+    value::{ErrorCode, Explain, Label, SnapshotName, VmName},
 };
 
 /// Why a snapshot operation failed.
@@ -157,6 +157,34 @@ impl Explain for Error {
             Self::QemuImg { source, .. } => Some(source),
             _ => None,
         }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::NoVm(..) => ErrorCode::VmNotFound,
+            Self::NoFile(..) => ErrorCode::VmFileMissing,
+            Self::Invalid(invalid) => invalid.code(),
+            Self::Suspended => ErrorCode::VmSuspended,
+            Self::Reserved => ErrorCode::Usage,
+            Self::Exists(..) => ErrorCode::SnapshotExists,
+            Self::NotFound(..) => ErrorCode::SnapshotNotFound,
+            Self::FileExists(..) => ErrorCode::FileExists,
+            Self::Removing(..) => ErrorCode::SnapshotIncomplete,
+            Self::TooDeep(..) => ErrorCode::SnapshotTooDeep,
+            Self::InUse { .. } => ErrorCode::SnapshotInUse,
+            Self::NoCommonDisk(..) | Self::OtherFormat { .. } => ErrorCode::SnapshotMismatch,
+            Self::Link { .. } | Self::NoReflink(..) => ErrorCode::SnapshotRefused,
+            Self::Header { .. } => ErrorCode::DiskDamaged,
+            Self::Unusable { .. } => ErrorCode::DiskIncomplete,
+            Self::Unexpected { .. } => ErrorCode::SnapshotUnexpected,
+            Self::Runs(..)
+            | Self::Identity(..)
+            | Self::Records(..)
+            | Self::File(..)
+            | Self::Disk(..)
+            | Self::Refused(..)
+            | Self::QemuImg { .. } => return None,
+        })
     }
 
     fn own_hint(&self) -> Option<String> {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use crate::{
     spec::Format,
     store::snapshot_record::SnapshotKind,
-    value::{Explain, Label},
+    value::{ErrorCode, Explain, Label},
 };
 
 /// What a disk of the VM file is, with regard to snapshots.
@@ -66,6 +66,14 @@ pub enum Refusal {
 }
 
 impl Explain for Refusal {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Disk { .. } | Self::NoDisk | Self::ReflinksLost(..) | Self::Unknown(..) => {
+                ErrorCode::SnapshotRefused
+            }
+        })
+    }
+
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::Disk { hint, .. } => Some((*hint).to_owned()),

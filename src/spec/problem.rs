@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Serialize, Serializer};
 
-use crate::value::{Explain, is_host_fault};
+use crate::value::{ErrorCode, Explain, is_host_fault};
 
 /// One problem and its position.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -87,6 +87,13 @@ pub struct Invalid(pub Vec<Problem>);
 
 /// A file that cannot be read is a host fault: its content is unknown.
 impl Explain for Invalid {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self.is_own_host_fault() {
+            true => ErrorCode::FileUnread,
+            false => ErrorCode::InvalidFile,
+        })
+    }
+
     fn is_own_host_fault(&self) -> bool {
         self.0.iter().any(|problem| problem.is_host_fault)
     }

@@ -15,7 +15,10 @@ use crate::sys::{
     file,
     lock::{self, Lock},
 };
-use crate::{sys::progress::Cancel, value::Explain};
+use crate::{
+    sys::progress::Cancel,
+    value::{ErrorCode, Explain},
+};
 
 /// The interval between two attempts.
 const IDENTITY_LOCK_POLL: Duration = Duration::from_millis(5);
@@ -58,6 +61,14 @@ impl Explain for Error {
             Self::File(error) => Some(error),
             _ => None,
         }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Held { .. } => ErrorCode::IdentityLocked,
+            Self::Canceled => ErrorCode::Canceled,
+            Self::Lock(..) | Self::File(..) => return None,
+        })
     }
 
     fn own_hint(&self) -> Option<String> {

@@ -9,19 +9,20 @@ use std::{
 
 use serde::de::Error as _;
 
+pub use super::identity_error::Error;
 use super::{
     identity::{Identity, free_uid},
     layout::{Layout, VmPaths},
 };
 use super::{
-    identity_lock::{self, IdentityLock, Waiter},
+    identity_lock::{IdentityLock, Waiter},
     running::{self, PreviousQemu},
 };
 use crate::sys::storage_reader;
 use crate::{
     spec::{HostSettings, Vm},
     sys::file,
-    value::{Explain, MacAddr, UidRange, VmName},
+    value::{MacAddr, UidRange, VmName},
 };
 
 /// The sources of new identities.
@@ -33,68 +34,6 @@ pub struct IdentitySource {
     pub host_id: String,
     /// Generates a random UUID.
     pub uuid: fn() -> String,
-}
-
-/// Why an identity cannot be read, chosen or written.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A file cannot be read or written.
-    #[error(transparent)]
-    File(#[from] file::Error),
-    /// identity.toml is invalid.
-    #[error("cannot read `{path}`")]
-    Content {
-        /// The file.
-        path: String,
-        /// The cause.
-        source: Box<toml::de::Error>,
-    },
-    /// All UIDs of the range are in use.
-    #[error("no free UID in `uidRange` {}-{}", .0.first(), .0.last())]
-    NoUser(UidRange),
-    /// The UID of another VM is unknown.
-    #[error("cannot determine the user of the VM `{0}`, which may be running")]
-    UnknownUser(VmName),
-    /// The identity cannot be encoded.
-    #[error("cannot write the identity as TOML")]
-    Encode(#[from] toml::ser::Error),
-    /// Another process changes identities.
-    #[error(transparent)]
-    Lock(#[from] identity_lock::Error),
-}
-
-impl Error {
-    /// Returns true if the operation was canceled.
-    pub fn is_canceled(&self) -> bool {
-        matches!(self, Self::Lock(identity_lock::Error::Canceled))
-    }
-}
-
-impl Explain for Error {
-    fn wrapped(&self) -> Option<&dyn Explain> {
-        match self {
-            Self::File(error) => Some(error),
-            Self::Lock(error) => Some(error),
-            _ => None,
-        }
-    }
-
-    fn own_hint(&self) -> Option<String> {
-        match self {
-            Self::Content { .. } => Some(
-                "the file contains the UUID, the MAC addresses and the machine type of this VM: \
-                 restore it from a backup, or remove it to generate new ones"
-                    .into(),
-            ),
-            Self::NoUser(_) => Some("enlarge `uidRange` in the host settings".into()),
-            Self::UnknownUser(name) => Some(format!("`qvm status {name}` shows the reason")),
-            _ => None,
-        }
-    }
-
-    fn is_own_host_fault(&self) -> bool {
-        matches!(self, Self::UnknownUser(_))
-    }
 }
 
 /// Returns the identity of a VM, if it exists.
@@ -406,7 +345,7 @@ mod tests {
     use crate::{
         store::identity::derived_mac,
         sys::progress::Cancel,
-        value::{Label, chain},
+        value::{Explain, Label, chain},
     };
 
     fn layout(dir: &Path) -> Layout {

@@ -31,6 +31,7 @@ pub(crate) fn settle_end(paths: &VmPaths) {
         reason: end.reason().to_owned(),
         at: written_at(&paths.record()).unwrap_or(Timestamp::UNIX_EPOCH).to_string(),
         detail: end.to_string(),
+        code: end.start_code(),
         hint: end.start_hint().map(str::to_owned),
         failed: end.failed(),
         console: vec![],

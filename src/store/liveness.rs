@@ -14,7 +14,10 @@ use crate::sys::{
     liveness_lock::{self, LivenessLock, LockState},
     machine_id,
 };
-use crate::{sys::progress::Cancel, value::Explain};
+use crate::{
+    sys::progress::Cancel,
+    value::{ErrorCode, Explain},
+};
 
 /// The maximum time that the locks of an exiting QEMU process remain held.
 const RELEASED_WITHIN: Duration = Duration::from_secs(5);
@@ -41,6 +44,14 @@ pub enum Error {
 }
 
 impl Explain for Error {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Lock(error) => error.code(),
+            Self::Probe { .. } => ErrorCode::StateUnknown,
+            Self::MachineId(..) => ErrorCode::MachineIdMissing,
+        })
+    }
+
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::Lock(liveness_lock::Error::Held(_)) => {

@@ -1,6 +1,7 @@
 //! The paths and records of qvm.
 
 pub mod identity;
+mod identity_error;
 pub mod identity_lock;
 pub mod identity_store;
 pub mod identity_uuid;

@@ -24,7 +24,7 @@ use crate::sys::{
     socket,
 };
 
-use crate::value::Explain;
+use crate::value::{ErrorCode, Explain};
 
 /// The number of probes of a held lock without a matching record: an exiting process releases its
 /// locks one by one.
@@ -64,6 +64,10 @@ pub struct Unknown {
 pub type Found = Result<PreviousQemu, Unknown>;
 
 impl Explain for Unknown {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(ErrorCode::StateUnknown)
+    }
+
     fn own_hint(&self) -> Option<String> {
         Some(match &self.source {
             Cause::Locked { .. } => {

@@ -7,7 +7,10 @@ use std::{
 };
 
 use super::saved_header::{self, PREFIX, Saved};
-use crate::{sys::file, value::Explain};
+use crate::{
+    sys::file,
+    value::{ErrorCode, Explain},
+};
 
 /// Why a state cannot be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +34,13 @@ impl Explain for Error {
             Self::File(error) => Some(error),
             Self::Content { .. } => None,
         }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Content { .. } => ErrorCode::SavedStateUnusable,
+            Self::File(..) => return None,
+        })
     }
 }
 

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     sys::file,
-    value::{Explain, Label, SnapshotName},
+    value::{ErrorCode, Explain, Label, SnapshotName},
 };
 
 /// Why the records cannot be used.
@@ -56,6 +56,16 @@ impl Explain for Error {
             Self::File(error) => Some(error),
             _ => None,
         }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Content { .. } | Self::Newer { .. } | Self::Missing { .. } | Self::Circle(..) => {
+                ErrorCode::SnapshotRecordInvalid
+            }
+            Self::Encode(..) => ErrorCode::InternalError,
+            Self::File(..) => return None,
+        })
     }
 
     fn own_hint(&self) -> Option<String> {

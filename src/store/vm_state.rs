@@ -17,7 +17,7 @@ use crate::{
         file,
         lock::{self, Lock},
     },
-    value::{Explain, VmName},
+    value::{ErrorCode, Explain, VmName},
 };
 
 /// Why the state cannot be changed or removed.
@@ -65,6 +65,18 @@ impl Explain for Error {
             Self::Liveness(error) => Some(error),
             _ => None,
         }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Alone(..) => ErrorCode::NoSupervisor,
+            Self::Linked(..) => ErrorCode::StateDirLinked,
+            Self::Saved(error) => error.code(),
+            Self::Io { source, .. } => ErrorCode::of_io(source),
+            Self::Lock(..) | Self::Unknown(..) | Self::Liveness(..) | Self::File(..) => {
+                return None;
+            }
+        })
     }
 
     fn own_hint(&self) -> Option<String> {

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     control::types::{End, Refusal, Request},
     life::{self, ADOPTION_GRACE, Command, Leftover, Phase, QUIT_GRACE, State},
+    value::ErrorCode,
 };
 
 /// The limit for a command and its event; longer than that of one QMP command.
@@ -219,11 +220,11 @@ impl Effects {
         }
         let replied = one.outstanding.is_empty();
         let not_now = |word| Some(Err(Refusal::NotNow(word)));
-        let failed = |why: &str| Some(Err(Refusal::Failed(why.to_owned())));
+        let failed = |code, why: &str| Some(Err(Refusal::Failed(code, why.to_owned())));
         match (one.command, state) {
             (Command::Stop { .. } | Command::Terminate, State::Ended) => match leftover {
                 Leftover::None => Some(Ok(())),
-                Leftover::MayRun => failed(QEMU_LEFT),
+                Leftover::MayRun => failed(ErrorCode::QemuLeft, QEMU_LEFT),
             },
             (Command::Terminate, _)
             | (Command::Stop { .. }, State::Starting(_) | State::Canceling { .. }) => None,
@@ -235,11 +236,14 @@ impl Effects {
             ) => None,
             (Command::Suspend, State::Ended) => match last {
                 Some(end) if end.reason == "suspended" => Some(Ok(())),
-                Some(end) => failed(&end.detail),
+                Some(end) => failed(ErrorCode::NotSuspended, &end.detail),
                 None => not_now("stopping"),
             },
             (Command::Suspend, State::Running | State::Paused(_)) => {
-                let canceled = || Refusal::Failed("the save was canceled".to_owned());
+                let canceled = || {
+                    let why = "the save was canceled".to_owned();
+                    Refusal::Failed(ErrorCode::NotSuspended, why)
+                };
                 Some(Err(self.not_saved.clone().unwrap_or_else(canceled)))
             }
             // A relaunch replaces the machine to reset.
@@ -259,8 +263,12 @@ impl Effects {
             (Command::Pause, State::Paused(_)) | (Command::Resume, State::Running) => Some(Ok(())),
             (Command::Reset, _) => one.was_reset.then_some(Ok(())),
             (Command::Pause | Command::Resume, _) if one.lost => None,
-            (Command::Pause, State::Running) => failed("the guest was resumed meanwhile"),
-            (Command::Resume, State::Paused(_)) => failed("the guest was paused again"),
+            (Command::Pause, State::Running) => {
+                failed(ErrorCode::NotNow, "the guest was resumed meanwhile")
+            }
+            (Command::Resume, State::Paused(_)) => {
+                failed(ErrorCode::NotNow, "the guest was paused again")
+            }
         }
     }
 }
@@ -301,7 +309,15 @@ mod tests {
 
     fn end(reason: &str) -> End {
         let (reason, at) = (reason.to_owned(), String::new());
-        End { reason, at, detail: "because".into(), hint: None, failed: false, console: vec![] }
+        End {
+            reason,
+            at,
+            detail: "because".into(),
+            code: None,
+            hint: None,
+            failed: false,
+            console: vec![],
+        }
     }
 
     fn quitting(then: AfterQemu) -> State {
@@ -349,7 +365,7 @@ mod tests {
             let (mut client, number) = requested(&mut effects, command);
             effects.on_executed(executed(number, Ok(())));
             effects.answer(&state, Leftover::None, None);
-            assert!(matches!(client.try_recv(), Ok(Err(Refusal::Failed(_)))), "{command:?}");
+            assert!(matches!(client.try_recv(), Ok(Err(Refusal::Failed(..)))), "{command:?}");
         }
     }
 
@@ -372,7 +388,10 @@ mod tests {
         let refused = qmp::Error::Refused { command, class, desc: "busy".into() };
         effects.on_executed(executed(number, Err(refused)));
         let answer = client.try_recv().unwrap();
-        assert!(matches!(&answer, Err(Refusal::Failed(why)) if why.contains("busy")), "{answer:?}");
+        assert!(
+            matches!(&answer, Err(Refusal::Failed(_, why)) if why.contains("busy")),
+            "{answer:?}"
+        );
     }
 
     #[tokio::test]
@@ -450,7 +469,11 @@ mod tests {
                 match leftover {
                     Leftover::None => assert_eq!(answer, Ok(()), "{command:?}"),
                     Leftover::MayRun => {
-                        assert_eq!(answer, Err(Refusal::Failed(QEMU_LEFT.into())), "{command:?}");
+                        assert_eq!(
+                            answer,
+                            Err(Refusal::Failed(ErrorCode::QemuLeft, QEMU_LEFT.into())),
+                            "{command:?}"
+                        );
                     }
                 }
             }
@@ -472,7 +495,7 @@ mod tests {
     async fn suspend_is_answered_by_how_the_run_ended() {
         for (last, expected) in [
             (Some(end("suspended")), Ok(())),
-            (Some(end("killed")), Err(Refusal::Failed("because".into()))),
+            (Some(end("killed")), Err(Refusal::Failed(ErrorCode::NotSuspended, "because".into()))),
             (None, Err(Refusal::NotNow("stopping"))),
         ] {
             let mut effects = Effects::default();
@@ -490,11 +513,14 @@ mod tests {
         for (reason, expected) in [(None, "the save was canceled"), (Some("no space"), "no space")]
         {
             let (mut client, _) = requested(&mut effects, Command::Suspend);
-            reason
-                .into_iter()
-                .for_each(|why| effects.on_not_saved(Refusal::Failed(why.to_owned())));
+            reason.into_iter().for_each(|why| {
+                effects.on_not_saved(Refusal::Failed(ErrorCode::NotSuspended, why.to_owned()))
+            });
             effects.answer(&State::Running, Leftover::None, None);
-            assert_eq!(client.try_recv(), Ok(Err(Refusal::Failed(expected.into()))));
+            assert_eq!(
+                client.try_recv(),
+                Ok(Err(Refusal::Failed(ErrorCode::NotSuspended, expected.into())))
+            );
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     sys::{file, socket},
-    value::Explain,
+    value::{ErrorCode, Explain},
 };
 
 /// Errors of the start of a supervisor.
@@ -26,5 +26,12 @@ impl Explain for Error {
             Self::File(error) => Some(error),
             _ => None,
         }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Signals(..) => ErrorCode::OutOfResources,
+            Self::Socket(..) | Self::File(..) => return None,
+        })
     }
 }

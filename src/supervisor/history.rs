@@ -79,6 +79,7 @@ impl History {
             reason: end.reason().to_owned(),
             at: ctx.now().to_string(),
             detail: end.to_string(),
+            code: end.start_code(),
             hint: end.start_hint().map(str::to_owned),
             failed: end.failed(),
             console,

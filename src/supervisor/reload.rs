@@ -13,7 +13,13 @@ use super::{
     refusal::Reply,
     running::event::VmEvent,
 };
-use crate::{control::types::Refusal, life, spec::Vm, sys::file, value::chain};
+use crate::{
+    control::types::Refusal,
+    life,
+    spec::Vm,
+    sys::file,
+    value::{ErrorCode, chain},
+};
 
 /// How long a reload request waits for the tasks that apply it.
 const RELOAD_LIMIT: Duration = Duration::from_secs(10);
@@ -94,7 +100,7 @@ impl Supervisor {
     fn on_reload_read(&mut self, client: Option<Reply>) {
         if let Some(problem) = self.config.problem() {
             warn!("the VM file is not valid, nothing was changed:\n{problem}");
-            let refusal = Refusal::Failed(problem.to_owned());
+            let refusal = Refusal::Failed(ErrorCode::InvalidFile, problem.to_owned());
             client.into_iter().for_each(|client| drop(client.send(Err(refusal.clone()))));
             return;
         }

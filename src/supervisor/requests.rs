@@ -16,7 +16,7 @@ use super::{
 use crate::{
     control::types::{self, Command, Refusal, Request, Status},
     life,
-    value::keyboard::Chord,
+    value::{ErrorCode, keyboard::Chord},
 };
 
 /// The commands that the agent accepts while file systems are frozen (qga/main.c,
@@ -49,8 +49,11 @@ impl Supervisor {
             },
             Request::Console { read_only, scrollback, reply } => {
                 let view = self.console.view(read_only, scrollback);
-                let _ = reply
-                    .send(view.map_err(|e| Refusal::Failed(format!("cannot open a viewer: {e}"))));
+                let refused = |error: std::io::Error| {
+                    let why = format!("cannot open a viewer: {error}");
+                    Refusal::Failed(ErrorCode::of_io(&error), why)
+                };
+                let _ = reply.send(view.map_err(refused));
             }
         }
     }
@@ -220,7 +223,7 @@ impl Supervisor {
     fn screenshot(&mut self, reply: Reply<std::os::fd::OwnedFd>) {
         if self.vm.is_some() && self.config.vm().display.is_none() {
             let why = "the VM has no screen; add `[display]` to the VM file";
-            return drop(reply.send(Err(Refusal::Failed(why.to_owned()))));
+            return drop(reply.send(Err(Refusal::Failed(ErrorCode::NoScreen, why.to_owned()))));
         }
         self.ask_qemu(reply, screen::screenshot);
     }
@@ -303,7 +306,7 @@ impl Supervisor {
     fn freeze(&mut self, thaw_after: Duration, reply: Reply<u64>) {
         let state = self.public_state();
         let refused = if self.public_readiness() == Some(types::Ready::Waiting) {
-            Some(Refusal::Failed("the guest is not ready yet".into()))
+            Some(Refusal::Failed(ErrorCode::NotReady, "the guest is not ready yet".into()))
         } else {
             (state != types::State::Running).then(|| Refusal::NotNow(state.word()))
         };

@@ -14,6 +14,7 @@ use futures_util::future::{AbortHandle, BoxFuture, abortable};
 use tokio::{runtime::Handle, sync::oneshot};
 
 use super::storage_reader::StorageReader;
+use crate::value::ErrorCode;
 
 /// The maximum number of queued jobs; further jobs are refused.
 const MOST_JOBS: usize = 256;
@@ -109,6 +110,17 @@ pub(crate) enum Refused {
     /// The job panicked, or was aborted.
     #[error("the operation was aborted")]
     GivenUp,
+}
+
+impl Refused {
+    /// The code of the refusal.
+    pub(crate) fn code(self) -> ErrorCode {
+        match self {
+            Self::Full => ErrorCode::StorageSilent,
+            Self::NoThread => ErrorCode::OutOfResources,
+            Self::GivenUp => ErrorCode::Canceled,
+        }
+    }
 }
 
 impl std::fmt::Debug for Lane {

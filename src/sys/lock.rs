@@ -13,7 +13,7 @@ use std::{
 use rustix::io::{FdFlags, fcntl_setfd};
 
 use super::flock;
-use crate::value::{Explain, is_host_fault};
+use crate::value::{ErrorCode, Explain, is_host_fault};
 
 /// Why the lock was not acquired.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +35,13 @@ pub enum Error {
 }
 
 impl Explain for Error {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Held { .. } => ErrorCode::AlreadySupervised,
+            Self::Io { source, .. } => ErrorCode::of_io(source),
+        })
+    }
+
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::Held { .. } => {

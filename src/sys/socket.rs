@@ -20,7 +20,7 @@ use rustix::{
     },
 };
 
-use crate::value::{Explain, is_host_fault};
+use crate::value::{ErrorCode, Explain, is_host_fault};
 
 /// The maximum path length in bytes: `sun_path` has 108 bytes with its NUL (unix(7)).
 const MAX_PATH: usize = 107;
@@ -55,6 +55,15 @@ pub enum Error {
 }
 
 impl Explain for Error {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::TooLong(..) => ErrorCode::SocketPathTooLong,
+            Self::NotASocket(..) => ErrorCode::SocketPathTaken,
+            Self::Served(..) => ErrorCode::SocketInUse,
+            Self::Io { source, .. } => ErrorCode::of_io(source),
+        })
+    }
+
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::TooLong(_) => Some("use a shorter `--runtime-dir`".into()),
@@ -189,7 +198,7 @@ mod tests {
     fn too_long_path_is_an_error() {
         let path = Path::new("/tmp").join("x".repeat(120));
         let error = listen(&path).unwrap_err();
-        assert!(error.to_string().ends_with("has 125 bytes; the path of a socket has at most 107"));
+        assert!(matches!(error, Error::TooLong(_)), "{error}");
         assert!(error.hint().unwrap().contains("--runtime-dir"));
     }
 }

@@ -20,7 +20,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use tokio::{sync::oneshot, time::Instant};
 
-use crate::value::Explain;
+use crate::value::{ErrorCode, Explain};
 
 /// The timeout of one read. Waiting for a thread does not count.
 pub const READ_LIMIT: Duration = Duration::from_secs(2);
@@ -52,6 +52,13 @@ pub enum Error {
 }
 
 impl Explain for Error {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::NoAnswer(..) => ErrorCode::StorageSilent,
+            Self::NoThread { .. } => ErrorCode::OutOfResources,
+        })
+    }
+
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::NoAnswer(path) => Some(format!(

@@ -8,7 +8,7 @@ use crate::{
         program::{self, Output, Program},
         user_runtime_dir,
     },
-    value::{Explain, VmName},
+    value::{ErrorCode, Explain, VmName},
 };
 
 /// The limit for a query: a hung service manager must not block the start or stop of a guest.
@@ -50,6 +50,14 @@ pub enum Error {
 }
 
 impl Explain for Error {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Run(error) => error.code(),
+            Self::Silent { .. } => ErrorCode::SystemdSilent,
+            Self::Failed { .. } => ErrorCode::SystemctlFailed,
+        })
+    }
+
     fn is_own_host_fault(&self) -> bool {
         matches!(self, Self::Silent { .. })
     }

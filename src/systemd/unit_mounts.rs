@@ -16,7 +16,7 @@ use super::service;
 use super::{notify::under_systemd, unit::Scope};
 use crate::{
     spec::{Disk, Source},
-    value::{Explain, VmName, chain},
+    value::{ErrorCode, Explain, VmName, chain},
 };
 
 /// The directory was inaccessible at the start of the unit, and systemd cannot bind mount a home
@@ -26,6 +26,10 @@ use crate::{
 pub struct Closed(PathBuf);
 
 impl Explain for Closed {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(ErrorCode::PathUnreachable)
+    }
+
     fn own_hint(&self) -> Option<String> {
         Some("stop the VM and start it: its unit is then opened for what its VM file names".into())
     }

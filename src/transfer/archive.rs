@@ -11,7 +11,7 @@ use super::archive_format::{self, File, Manifest, Part};
 use crate::{
     image::qcow2,
     sys::digest::Digesting,
-    value::{Algorithm, Explain, Label, VmName, shown},
+    value::{Algorithm, ErrorCode, Explain, Label, VmName, shown},
 };
 
 /// Why an archive is not accepted.
@@ -105,6 +105,31 @@ pub enum Error {
 }
 
 impl Explain for Error {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Foreign => ErrorCode::ArchiveForeign,
+            Self::Path(..)
+            | Self::Kind { .. }
+            | Self::Twice(..)
+            | Self::Long { .. }
+            | Self::OtherVm { .. }
+            | Self::After(..)
+            | Self::Many
+            | Self::Text(..)
+            | Self::NoDisk(..)
+            | Self::Outside(..)
+            | Self::NoUserData
+            | Self::Identity(..)
+            | Self::IdentityFlaw(..) => ErrorCode::ArchiveInvalid,
+            Self::Cut(..) | Self::NoManifest | Self::Damaged(..) | Self::Disk { .. } => {
+                ErrorCode::ArchiveDamaged
+            }
+            Self::Content(error) => error.code(),
+            Self::MarkedCorrupt(..) => ErrorCode::DiskCorrupt,
+            Self::Read(source) => ErrorCode::of_io(source),
+        })
+    }
+
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::Cut(_)

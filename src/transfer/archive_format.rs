@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     spec::Format,
-    value::{Label, VmName, shown},
+    value::{ErrorCode, Label, VmName, shown},
 };
 
 /// The format version that is written; later versions are refused.
@@ -139,6 +139,19 @@ pub enum Error {
         /// The digest in the manifest.
         expected: String,
     },
+}
+
+impl Error {
+    /// The code of the error.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Version(_) => ErrorCode::ArchiveTooNew,
+            Self::Digest { .. } => ErrorCode::ArchiveDamaged,
+            Self::Manifest(_) | Self::Name { .. } | Self::Missing(_) | Self::Unlisted(_) => {
+                ErrorCode::ArchiveInvalid
+            }
+        }
+    }
 }
 
 impl Manifest {

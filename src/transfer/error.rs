@@ -8,7 +8,7 @@ use crate::{
     spec::Invalid,
     store::{identity_store, snapshots, vm_state},
     sys::{file, lock},
-    value::{Explain, Label, VmName},
+    value::{ErrorCode, Explain, Label, VmName},
 };
 
 /// Why a transfer failed.
@@ -160,6 +160,34 @@ impl Explain for Error {
             Self::InUse { source, .. } => Some(source),
             _ => None,
         }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Invalid(invalid) => invalid.code(),
+            Self::WouldBeInvalid(..) => ErrorCode::ResultInvalid,
+            Self::NoVm(..) => ErrorCode::VmNotFound,
+            Self::NoFile(..) => ErrorCode::VmFileMissing,
+            Self::InUse { .. } => ErrorCode::NameInUse,
+            Self::Exists(..) | Self::Same(..) => ErrorCode::VmExists,
+            Self::Kept { .. } => ErrorCode::VmDataExists,
+            Self::Suspended => ErrorCode::VmSuspended,
+            Self::SnapshotPending => ErrorCode::SnapshotPending,
+            Self::LinkedFile { .. } => ErrorCode::VmFileLinked,
+            Self::Needed { .. } => ErrorCode::PathNeeded,
+            Self::Own { .. } => ErrorCode::DiskNotOwned,
+            Self::Partial { .. } => ErrorCode::DiskIncomplete,
+            Self::Disk(error) => error.code(),
+            Self::FileExists(..) => ErrorCode::FileExists,
+            Self::Write(source) => ErrorCode::of_io(source),
+            Self::Archive { source, .. } => source.code(),
+            Self::Twin { .. } => ErrorCode::IdentityTaken,
+            Self::UserData(..) => ErrorCode::UserDataExists,
+            Self::Canceled => ErrorCode::Canceled,
+            Self::Runs(..) | Self::File(..) | Self::Identity(..) | Self::Snapshots(..) => {
+                return None;
+            }
+        })
     }
 
     fn own_hint(&self) -> Option<String> {

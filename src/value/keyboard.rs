@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use super::{explain::Explain, shown::shown};
+use super::{error_code::ErrorCode, explain::Explain, shown::shown};
 
 /// Keys that are pressed together, by their names in QEMU's `QKeyCode`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +27,13 @@ pub enum Error {
 }
 
 impl Explain for Error {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Unknown(..) | Self::NoChord(..) => ErrorCode::KeyUnknown,
+            Self::NotOnKeyboard(..) => ErrorCode::CharacterUnknown,
+        })
+    }
+
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::Unknown(_) | Self::NoChord(_) => Some(

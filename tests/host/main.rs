@@ -625,12 +625,12 @@ fn reboot_stops_and_starts_guests_in_order() {
 #[ignore = "run by `make test-host`"]
 fn start_waits_for_readiness() {
     let Some(host) = Host::new() else { return };
-    // A Linux guest with an agent, which boots slowly here.
+    // A Linux with an agent, which takes its time here.
     host.vm(
         "db",
         "tiny",
         "mem = \"256M\"\nautostart = true\nready = \"agent\"\n\
-                           readyTimeoutSec = 1100\nreadyFailure = \"fail\"",
+                           readyTimeoutSec = 3600\nreadyFailure = \"fail\"",
     );
     host.vm("web", "boot", "autostart = true\nafter = [\"db\"]");
     host.vm("never", "boot", "ready = \"agent\"\nreadyTimeoutSec = 3\nreadyFailure = \"fail\"");
@@ -644,7 +644,7 @@ fn start_waits_for_readiness() {
     assert_eq!(host.show("web", "ActiveState"), "inactive");
     host.wait("web", "ActiveState", "active");
     assert_eq!(host.show("db", "ActiveState"), "active");
-    host.sh("qvm exec db -- true");
+    host.until("db's guest runs a command", "qvm exec db -- true");
 
     // A guest that does not become ready fails its start, and is shut down before the next attempt.
     host.sh("! systemctl start qvm@never");

@@ -10,6 +10,7 @@ pub(crate) mod network;
 pub(crate) mod old_qemu;
 pub(crate) mod orphaned;
 pub(crate) mod patience;
+pub(crate) mod refusal;
 pub(crate) mod relayed;
 pub(crate) mod saved;
 pub(crate) mod terminal;

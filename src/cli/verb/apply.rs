@@ -7,13 +7,13 @@ use crate::{
     cli::exit::{self, Failure},
     control::types::{Command, Pending, State, Status, TakesEffect},
     fleet::{
-        inventory::{Entry, STATUS_LIMIT, inventory},
+        inventory::{Entry, Problem, STATUS_LIMIT, inventory},
         start::{StartOptions, StartOutcome, start_vm},
     },
     store::layout::Layout,
     sys::storage_reader::StorageReader,
     systemd::{service::Unit, unit::Scope},
-    value::{Note, VmName},
+    value::{ErrorCode, Note, VmName},
 };
 
 /// The arguments of `qvm apply`.
@@ -42,8 +42,7 @@ pub async fn run(
     let (mut running, mut new, mut failures) = (vec![], vec![], vec![]);
     for entry in &entries {
         let unread = entry.problem.as_ref().filter(|_| entry.unread);
-        failures
-            .extend(unread.map(|problem| Failure::preformatted(exit::HOST, problem.to_string())));
+        failures.extend(unread.map(|problem| broken(exit::HOST, problem)));
         let Ok(name) = entry.name.parse::<VmName>() else { continue };
         match step_for(entry, layout, &name).await {
             Step::Reload => running.push(name),
@@ -57,7 +56,7 @@ pub async fn run(
             _ if entry.file_valid => exit::FAILED,
             _ => exit::INVALID,
         };
-        failures.extend(problem.map(|problem| Failure::preformatted(code, problem.to_string())));
+        failures.extend(problem.map(|problem| broken(code, problem)));
     }
     let how = StartOptions { layout, exe, manager, wait: true, say: super::report };
     let reloaded = super::each(&running, async |name| reload(&name, layout, manager).await);
@@ -71,6 +70,11 @@ pub async fn run(
     let (reloaded, started) = tokio::join!(reloaded, started);
     failures.extend(reloaded.err().into_iter().chain(started.err()));
     Failure::all(failures)
+}
+
+/// The failure for a VM that no supervisor reports on.
+fn broken(exit: u8, problem: &Problem) -> Failure {
+    Failure::preformatted(exit, problem.to_string()).error_code(problem.error_code())
 }
 
 /// Step to do with a VM when the VM files of all are applied.
@@ -104,10 +108,10 @@ async fn reload(name: &VmName, layout: &Layout, manager: Option<Scope>) -> Resul
     if let Some(scope) = manager
         && let Some(unit) = Unit::find(name, scope)
             .await
-            .map_err(|error| Failure::from_error(&error).about(name))?
+            .map_err(|error| Failure::described(&error).hint(None).about(name))?
     {
         // systemd sets the cgroup weights.
-        unit.refresh().await.map_err(|error| Failure::from_error(&error).about(name))?;
+        unit.refresh().await.map_err(|error| Failure::described(&error).hint(None).about(name))?;
     }
     let before = super::or_refused(client.status(STATUS_LIMIT).await, layout, name).await?;
     super::or_refused(client.command(Command::Reload).await, layout, name).await?;
@@ -128,7 +132,7 @@ async fn reload(name: &VmName, layout: &Layout, manager: Option<Scope>) -> Resul
     let is_of_failed = |note: &&Note| note.key.as_ref().is_some_and(|key| failed.contains(key));
     let why: Vec<String> = after.notes.iter().filter(is_of_failed).map(Note::to_string).collect();
     Err(Failure::new(
-        exit::FAILED,
+        ErrorCode::NotApplied,
         match why.is_empty() {
             true => format!("not applied: {}", failed.join(", ")),
             false => why.join("; "),

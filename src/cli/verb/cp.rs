@@ -3,11 +3,11 @@
 use std::{path::PathBuf, str::FromStr};
 
 use crate::{
-    cli::exit::{self, Failure},
+    cli::exit::Failure,
     guest::{Local, copy_in, copy_out},
     store::layout::Layout,
     sys::progress::{Progress, Quiet, TerminalProgress},
-    value::VmName,
+    value::{ErrorCode, VmName},
 };
 
 /// The arguments of `qvm cp`.
@@ -65,7 +65,7 @@ pub async fn run(args: &Args, layout: &Layout, terminal: bool) -> Result<(), Fai
         }
         (Place::Guest(..), Place::Guest(..)) | (Place::Here(_), Place::Here(_)) => {
             let text = "path in a guest/path in a guest";
-            return Err(Failure::new(exit::USAGE, text));
+            return Err(Failure::new(ErrorCode::Usage, text));
         }
     };
     drop(progress);

@@ -26,7 +26,7 @@ use crate::{
     store::{layout::Layout, vm_state},
     supervisor::start::prepare::qemu_img_beside,
     sys::storage_reader::StorageReader,
-    value::{Explain, Label, VmName, chain},
+    value::{ErrorCode, Label, VmName},
 };
 
 /// The arguments of `qvm disk`.
@@ -101,7 +101,7 @@ async fn list(names: &[VmName], json: bool, context: &Context<'_>) -> Result<(),
             let layout = context.layout.clone();
             let files = layout.vm_files();
             let all = storage.read(&files, move |_| inventory::names(&layout)).await;
-            all.map_err(|error| Failure::from_error(&error).code(exit::HOST).hint(error.hint()))?
+            all.map_err(|error| Failure::described(&error).exit(exit::HOST))?
         }
     };
     let (mut disks, mut failures) = (vec![], vec![]);
@@ -243,7 +243,7 @@ async fn check(
 
 fn running(name: &VmName) -> Failure {
     let hint = format!("QEMU changes the disks of a running VM; stop it first: `qvm stop {name}`");
-    Failure::new(exit::FAILED, "it is running").about(name).hint(hint)
+    Failure::new(ErrorCode::VmRunning, "it is running").about(name).hint(hint)
 }
 
 fn wanted<'a>(vm: &'a Vm, only: Option<&Label>) -> Result<Vec<&'a spec::Disk>, Failure> {
@@ -254,7 +254,7 @@ fn wanted<'a>(vm: &'a Vm, only: Option<&Label>) -> Result<Vec<&'a spec::Disk>, F
             let names: Vec<&str> = vm.disks.iter().map(|disk| disk.name.as_str()).collect();
             let text = format!("there is no disk `{only}`");
             let hint = format!("its disks are {}", names.join(", "));
-            Err(Failure::new(exit::NOT_RUNNING, text).about(&vm.name).hint(hint))
+            Err(Failure::new(ErrorCode::DiskUnknown, text).about(&vm.name).hint(hint))
         }
         _ => Ok(disks),
     }
@@ -298,5 +298,5 @@ fn exit_code(disks: &[CheckedDisk]) -> u8 {
 
 fn print_json<T: Serialize>(all: &[T]) -> Result<(), Failure> {
     let json = serde_json::to_string_pretty(all);
-    super::print(&format!("{}\n", json.map_err(|error| Failure::new(exit::FAILED, chain(&error)))?))
+    super::print(&format!("{}\n", json.map_err(|error| Failure::from_error(&error))?))
 }

@@ -11,7 +11,7 @@ use crate::{
     spec::Invalid,
     store::layout::Layout,
     sys::{program, session, storage_reader::StorageReader, terminal},
-    value::{Explain, VmName},
+    value::{ErrorCode, VmName},
 };
 
 /// The arguments of `qvm edit`.
@@ -34,7 +34,7 @@ pub async fn run(args: &Args, layout: &Layout, editor: &OsStr) -> Result<(), Fai
             edited::Error::Missing(_) => exit::NOT_RUNNING,
             _ => exit::FAILED,
         };
-        Failure::from_error(&error).code(code).about(name).hint(error.hint())
+        Failure::described(&error).exit(code).about(name)
     };
     let cannot = |error: &std::io::Error| Failure::from_error(error).about(name);
     // Ctrl-C is for the editor.
@@ -49,7 +49,7 @@ pub async fn run(args: &Args, layout: &Layout, editor: &OsStr) -> Result<(), Fai
         if !ended.success() {
             let text = format!("not changed: the editor `{shown}` failed: {ended}");
             let hint = "`VISUAL` and `EDITOR` select the editor".to_owned();
-            return Err(Failure::new(exit::FAILED, text).about(name).hint(hint));
+            return Err(Failure::new(ErrorCode::EditorFailed, text).about(name).hint(hint));
         }
         let unchanged = edited.is_unchanged().map_err(fail)?;
         match edited.check() {
@@ -89,7 +89,7 @@ fn again(name: &VmName, signals: &std::os::unix::net::UnixStream) -> bool {
 }
 
 fn refused(name: &VmName, invalid: Option<&Invalid>) -> Failure {
-    let failure = Failure::new(exit::INVALID, "not changed: the edited text is invalid");
+    let failure = Failure::new(ErrorCode::InvalidFile, "not changed: the edited text is invalid");
     let failure = failure.about(name);
     match invalid {
         Some(invalid) => Failure::preformatted(exit::INVALID, format!("{invalid}\n{failure}")),

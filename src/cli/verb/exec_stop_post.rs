@@ -96,7 +96,7 @@ pub async fn run(
     if args.probe {
         return match running::find(&settings.paths()) {
             Ok(PreviousQemu::Running(qemu, _)) => {
-                Err(super::without_supervisor(&name, qemu.pid()).code(exit::HOST))
+                Err(super::without_supervisor(&name, qemu.pid()).exit(exit::HOST))
             }
             Ok(_) => Ok(()),
             Err(error) => Err(super::unknown(&error, &name)),

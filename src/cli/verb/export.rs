@@ -8,11 +8,11 @@ use std::{
 use jiff::Timestamp;
 
 use crate::{
-    cli::exit::{self, Failure},
+    cli::exit::Failure,
     store::layout::Layout,
     sys::progress::TerminalProgress,
     transfer::export::{To, export},
-    value::VmName,
+    value::{ErrorCode, VmName},
 };
 
 /// The arguments of `qvm export`.
@@ -38,7 +38,8 @@ pub async fn run(
     let name = &args.name;
     let stdout = args.file == Path::new("-");
     if stdout && io::stdout().is_terminal() {
-        let failure = Failure::new(exit::USAGE, "nothing exported: standard output is a terminal");
+        let failure =
+            Failure::new(ErrorCode::Usage, "nothing exported: standard output is a terminal");
         return Err(failure.about(name));
     }
     let (layout, vm, path) = (layout.clone(), name.clone(), cwd.join(&args.file));

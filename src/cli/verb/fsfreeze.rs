@@ -15,7 +15,7 @@ use crate::{
         session::Session,
         terminal,
     },
-    value::VmName,
+    value::{ErrorCode, VmName},
 };
 
 /// The default time limit of a freeze, in seconds.
@@ -78,14 +78,14 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let thawed = thaw(layout, name).await;
     // The failure of the command comes before the one of the freeze.
     let code = ended.map_err(|why| {
-        Failure::new(exit::FAILED, format!("cannot run `{program}`: {why}")).about(name)
+        Failure::new(ErrorCode::ProgramFailed, format!("cannot run `{program}`: {why}")).about(name)
     })?;
     if thawed? == 0 || begun.elapsed() >= limit {
         let text = format!(
             "its file systems were thawed before `{program}` ended: the result is not consistent"
         );
         let hint = format!("`--thaw-after` extends the limit of {} s", args.thaw_after);
-        return Err(Failure::new(exit::FAILED, text).about(name).hint(hint));
+        return Err(Failure::new(ErrorCode::ThawedEarly, text).about(name).hint(hint));
     }
     match code {
         0 => Ok(()),

@@ -20,7 +20,7 @@ use crate::{
     store::{layout::Layout, running, vm_file_copies, vm_state},
     supervisor::settings::Settings,
     sys::storage_reader::StorageReader,
-    value::{Explain, VmName},
+    value::{ErrorCode, VmName},
 };
 
 /// The arguments of `qvm gc`.
@@ -94,7 +94,8 @@ pub async fn run(
     }
     let unknown = unknown.into_iter().filter_map(|orphan| orphan.entry.problem);
     let failed = |problem: crate::fleet::inventory::Problem| {
-        Failure::preformatted(exit::HOST, problem.to_string())
+        let text = problem.to_string();
+        Failure::preformatted(exit::HOST, text).error_code(problem.error_code())
     };
     Failure::all(unknown.map(failed).collect())
 }
@@ -114,8 +115,7 @@ async fn find(layout: &Layout) -> Result<Vec<Orphan>, Failure> {
         }
         let paths = layout.vm(&name);
         let files = vm_state::files(&paths);
-        let files =
-            files.map_err(|error| Failure::from_error(&error).about(&name).hint(error.hint()))?;
+        let files = files.map_err(|error| Failure::described(&error).about(&name))?;
         orphans.push(Orphan { name, entry, state: paths.state, files });
     }
     Ok(orphans)
@@ -178,13 +178,15 @@ fn confirm(yes: bool, question: &str, answer: &str, otherwise: &str) -> Result<(
     }
     if !io::stdin().is_terminal() {
         let text = format!("{otherwise}: cannot ask for confirmation without a terminal");
-        return Err(Failure::new(exit::USAGE, text).hint("`--yes` skips the question".to_owned()));
+        return Err(
+            Failure::new(ErrorCode::Usage, text).hint("`--yes` skips the question".to_owned())
+        );
     }
     let _ = write!(io::stderr(), "{question} Type `{answer}` to confirm: ");
     let mut typed = String::new();
     match io::stdin().read_line(&mut typed) {
         Ok(_) if typed.trim() == answer => Ok(()),
-        _ => Err(Failure::new(exit::FAILED, format!("{otherwise}: not confirmed"))),
+        _ => Err(Failure::new(ErrorCode::NotConfirmed, format!("{otherwise}: not confirmed"))),
     }
 }
 
@@ -205,8 +207,8 @@ async fn stop(
             Ok(found) if !found.is_running() => super::report(&orphan.name, "its QEMU has ended"),
             // The supervisor did not release the lock.
             Ok(_) => {
-                let failure =
-                    Failure::new(exit::HOST, "not stopped: its supervisor does not answer");
+                let text = "not stopped: its supervisor does not answer";
+                let failure = Failure::new(ErrorCode::SupervisorSilent, text).exit(exit::HOST);
                 let hint = format!("`qvm kill {}` forces the VM off", orphan.name);
                 return Err(failure.about(&orphan.name).hint(hint));
             }
@@ -222,7 +224,7 @@ fn delete(args: &Args, layout: &Layout, down: &[Orphan]) -> Result<(), Failure> 
         let text =
             format!("nothing deleted: `{}` contains no VM file", layout.vm_files().display());
         let hint = "is the directory correct and mounted? without `--yes` the command asks";
-        return Err(Failure::new(exit::FAILED, text).hint(hint.to_owned()));
+        return Err(Failure::new(ErrorCode::NoVmFiles, text).hint(hint.to_owned()));
     }
     let mut needed: BTreeSet<PathBuf> = BTreeSet::new();
     for (file, vm) in files {
@@ -232,7 +234,7 @@ fn delete(args: &Args, layout: &Layout, down: &[Orphan]) -> Result<(), Failure> 
                 file.display()
             );
             let hint = format!("`qvm check {}` shows the problem", file.display());
-            return Err(Failure::new(exit::INVALID, text).hint(hint));
+            return Err(Failure::new(ErrorCode::InvalidFile, text).hint(hint));
         };
         needed.extend(disks(&vm).map(Path::to_owned));
     }
@@ -294,7 +296,7 @@ fn disks_in_use(layout: &Layout) -> Result<Vec<PathBuf>, Failure> {
                     paths.booted().display()
                 );
                 let hint = format!("stop it first: `qvm stop {name}`");
-                return Err(Failure::new(exit::HOST, text).about(&name).hint(hint));
+                return Err(Failure::new(ErrorCode::StateUnknown, text).about(&name).hint(hint));
             }
         }
         let reloaded = vm_file_copies::reloaded(&paths, &name, &file);

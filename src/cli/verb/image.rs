@@ -18,7 +18,7 @@ use crate::{
     spec::{Checksum, Image, Invalid, Origin, Source, Vm},
     store::{layout::Layout, running},
     sys::progress::{Cancel, Progress},
-    value::{Algorithm, Digest, Explain, Size, VmName},
+    value::{Algorithm, Digest, ErrorCode, Explain, Size, VmName},
 };
 
 /// The arguments of `qvm image`.
@@ -137,6 +137,17 @@ impl Explain for Error {
             Self::Pull { source, .. } => Some(source.as_ref()),
             _ => None,
         }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Unknown(..) | Self::Digest(..) => ErrorCode::ImageUnknown,
+            Self::Invalid { is_host_fault: true, .. } => ErrorCode::FileUnread,
+            Self::Invalid { .. } => ErrorCode::InvalidFile,
+            Self::UnknownVm { .. } => ErrorCode::StateUnknown,
+            Self::Out(..) => ErrorCode::OutputFailed,
+            Self::Cache(..) | Self::Pull { .. } => return None,
+        })
     }
 
     fn own_hint(&self) -> Option<String> {

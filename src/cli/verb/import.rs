@@ -16,7 +16,7 @@ use crate::{
         import::{Imported, import},
         import_request::Import,
     },
-    value::{Explain, VmName},
+    value::{ErrorCode, Explain, VmName},
 };
 
 /// The arguments of `qvm import`.
@@ -47,7 +47,7 @@ pub async fn run(
     let (mut from, length): (Box<dyn Read + Send>, _) = if args.file == Path::new("-") {
         if io::stdin().is_terminal() {
             let text = "nothing imported: standard input is a terminal";
-            return Err(Failure::new(exit::USAGE, text));
+            return Err(Failure::new(ErrorCode::Usage, text));
         }
         (Box::new(io::stdin()), None)
     } else {
@@ -69,11 +69,9 @@ pub async fn run(
 
 fn refused(error: &Error, args: &Args) -> Failure {
     match (error, &args.name) {
-        (error, _) if error.is_host_fault() => {
-            Failure::from_error(error).code(exit::HOST).hint(error.hint())
-        }
+        (error, _) if error.is_host_fault() => Failure::described(error).exit(exit::HOST),
         (Error::Exists(_) | Error::Kept { .. } | Error::InUse { .. }, None) => {
-            Failure::from_error(error).hint("`--name` sets another name".to_owned())
+            Failure::described(error).hint("`--name` sets another name".to_owned())
         }
         (Error::WouldBeInvalid(invalid), _) => Failure::invalid(invalid),
         (error, _) => Failure::explained(error),

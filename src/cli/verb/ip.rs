@@ -1,11 +1,11 @@
 //! `qvm ip`: the guest's addresses and their sources.
 
 use crate::{
-    cli::exit::{self, Failure},
+    cli::exit::Failure,
     control::types::Address,
     fleet::addresses::addresses,
     store::layout::Layout,
-    value::{VmName, plain},
+    value::{ErrorCode, VmName, plain},
 };
 
 /// The arguments of `qvm ip`.
@@ -56,7 +56,7 @@ fn line(one: &Address, width: usize) -> String {
 /// The failure if no address is known.
 fn unknown(name: &VmName) -> Failure {
     let hint = "install qemu-guest-agent in the guest, or set `ip` in the VM file";
-    let failure = Failure::new(exit::NOT_RUNNING, "its address is unknown");
+    let failure = Failure::new(ErrorCode::NoAddress, "its address is unknown");
     failure.about(name).hint(hint.to_owned())
 }
 

@@ -6,10 +6,10 @@ use jiff::tz::TimeZone;
 use tokio::{io::AsyncReadExt, net::UnixStream};
 
 use crate::{
-    cli::exit::{self, Failure},
+    cli::exit::Failure,
     store::layout::Layout,
     sys::log::{reader::LogReader, text::LogFormatter},
-    value::VmName,
+    value::{ErrorCode, VmName},
 };
 
 /// The arguments of `qvm log`.
@@ -48,7 +48,7 @@ pub async fn run(args: &Args, layout: &Layout, zone: TimeZone) -> Result<(), Fai
         let failure = super::not_running(layout, &args.name).await;
         return Err(match layout.vm_file(&args.name).symlink_metadata() {
             Ok(_) => {
-                Failure::new(exit::NOT_RUNNING, "its console has no output yet").about(&args.name)
+                Failure::new(ErrorCode::NoOutput, "its console has no output yet").about(&args.name)
             }
             Err(_) => failure,
         });

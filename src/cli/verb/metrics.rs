@@ -7,7 +7,6 @@ use crate::{
     fleet::{cpu_share::weigh, inventory::inventory, metrics::metrics, usage},
     store::layout::Layout,
     sys::{file, storage_reader::StorageReader},
-    value::Explain,
 };
 
 /// The arguments of `qvm metrics`.
@@ -35,7 +34,7 @@ pub async fn run(args: &Args, layout: &Layout, proc: &Path) -> Result<(), Failur
             file::remove_abandoned_beside(path);
             // The collector runs as another user and reads the file.
             file::write_volatile(path, text.as_bytes(), 0o644)
-                .map_err(|error| Failure::from_error(&error).hint(error.hint()))
+                .map_err(|error| Failure::described(&error))
         }
     }
 }

@@ -229,7 +229,7 @@ async fn long<T: Send + 'static>(
     };
     tokio::select! {
         done = &mut work => done.map_err(|error| Failure::from_error(&error)),
-        () = called_off => Err(Failure::from_error(&transfer::Error::Canceled)),
+        () = called_off => Err(Failure::described(&transfer::Error::Canceled)),
     }
 }
 
@@ -238,14 +238,11 @@ fn transfer_failure(error: &transfer::Error, name: &VmName) -> Failure {
     match error {
         transfer::Error::Invalid(invalid) => Failure::invalid(invalid),
         transfer::Error::WouldBeInvalid(invalid) => {
-            Failure::preformatted(exit::INVALID, format!("error: {name}: {error}:\n{invalid}"))
+            let text = format!("error: {name}: {error}:\n{invalid}");
+            Failure::preformatted(exit::INVALID, text).error_code(error.code())
         }
-        transfer::Error::NoVm(_) => {
-            Failure::from_error(error).code(exit::NOT_RUNNING).hint(error.hint())
-        }
-        transfer::Error::NoFile(_) => {
-            Failure::from_error(error).code(exit::NOT_RUNNING).about(name)
-        }
+        transfer::Error::NoVm(_) => Failure::described(error).exit(exit::NOT_RUNNING),
+        transfer::Error::NoFile(_) => Failure::described(error).exit(exit::NOT_RUNNING).about(name),
         error => Failure::explained_for(error, name),
     }
 }
@@ -259,7 +256,7 @@ async fn reload_units(name: &VmName, manager: Option<Scope>) -> Result<(), Failu
         Err(error) => Err(error),
     };
     let hint = "the VM file was written; run `systemctl daemon-reload`".to_owned();
-    taken_up.map_err(|e| Failure::from_error(&e).about(name).hint(hint))
+    taken_up.map_err(|e| Failure::described(&e).about(name).hint(hint))
 }
 
 /// Prints a remaining task to standard error.

@@ -7,7 +7,7 @@ use crate::{
     cli::exit::{self, Failure},
     net::broker,
     sys::socket,
-    value::Explain,
+    value::ErrorCode,
 };
 
 /// The arguments of `qvm network-broker`.
@@ -25,7 +25,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let (listener, stays): (UnixListener, bool) = match &args.socket {
         Some(path) => {
-            let failed = |error: socket::Error| Failure::from_error(&error).hint(error.hint());
+            let failed = |error: socket::Error| Failure::described(&error);
             (socket::listen_unless_served(path).map_err(failed)?, true)
         }
         None => match broker::listener() {
@@ -34,10 +34,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
                 let text = "no socket was passed to the network broker";
                 let hint =
                     "`qvm-network.socket` starts it; without systemd: `qvm network-broker SOCKET`";
-                return Err(Failure::new(exit::USAGE, text).hint(hint.to_owned()));
+                return Err(Failure::new(ErrorCode::Usage, text).hint(hint.to_owned()));
             }
         },
     };
     broker::lend(&listener, stays)
-        .map_err(|error| Failure::new(exit::FAILED, format!("cannot serve requests: {error}")))
+        .map_err(|error| Failure::from_io("cannot serve requests", &error).exit(exit::FAILED))
 }

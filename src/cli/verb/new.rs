@@ -17,7 +17,7 @@ use crate::{
     },
     store::layout::Layout,
     sys::file,
-    value::{Explain, IfName, Size, VmName, shown},
+    value::{ErrorCode, IfName, Size, VmName, shown},
 };
 
 /// The arguments of `qvm new`.
@@ -105,7 +105,7 @@ pub fn run(
     };
     let text = vm_file::text(&new);
     let vm = readable(name, &path, &text, &beside)?;
-    let cannot = |error: file::Error| Failure::from_error(&error).about(name).hint(error.hint());
+    let cannot = |error: file::Error| Failure::described(&error).about(name);
     file::make_dir(&layout.vm_files()).map_err(cannot)?;
     file::write_new(&path, text.as_bytes(), MODE).map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => exists(name, &path),
@@ -120,13 +120,13 @@ const MEM: Size = Size::from_bytes(2 << 30);
 const DISK_G: u32 = 20;
 
 fn exists(name: &VmName, path: &Path) -> Failure {
-    let failure = Failure::new(exit::FAILED, format!("`{}` already exists", path.display()));
+    let failure = Failure::new(ErrorCode::VmExists, format!("`{}` already exists", path.display()));
     failure.about(name).hint(format!("`qvm edit {name}` changes it"))
 }
 
 /// Returns the image, after a check that the other options are valid for it.
 fn image(args: &Args) -> Result<&'static Known, Failure> {
-    let usage = |text: String| Failure::new(exit::USAGE, text);
+    let usage = |text: String| Failure::new(ErrorCode::Usage, text);
     let image = known::named(&args.image).ok_or_else(|| {
         let hint = match known::nearest(&args.image) {
             Some(near) => format!("did you mean `{near}`? `qvm new --list` shows all"),
@@ -163,7 +163,7 @@ fn keys(args: &Args, image: &Known, home: Option<&Path>) -> Result<Vec<String>, 
         if text.contains("PRIVATE KEY") {
             let text = format!("`{}` is a private key", path.display());
             let hint = format!("use the public key: `{}.pub`", path.display());
-            return Err(Failure::new(exit::USAGE, text).hint(hint));
+            return Err(Failure::new(ErrorCode::Usage, text).hint(hint));
         }
         let lines = text.lines().map(str::trim);
         let keys = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
@@ -173,7 +173,7 @@ fn keys(args: &Args, image: &Known, home: Option<&Path>) -> Result<Vec<String>, 
         let keys = read(path)?;
         if keys.is_empty() {
             let text = format!("`{}` contains no public key", path.display());
-            return Err(Failure::new(exit::FAILED, text));
+            return Err(Failure::new(ErrorCode::NoPublicKey, text));
         }
         return Ok(keys);
     }
@@ -218,15 +218,17 @@ fn tap(name: &VmName, beside: &[Vm]) -> Option<IfName> {
 /// Parses the text as a VM file, together with the other VM files.
 fn readable(name: &VmName, path: &Path, text: &str, beside: &[Vm]) -> Result<Vm, Failure> {
     let none = io::ErrorKind::NotFound;
-    let vm = spec::read(name, path, text, &mut |_| Err(none.into()))
-        .map_err(|problems| Failure::invalid(&Invalid(problems)).code(exit::USAGE))?;
+    let vm = spec::read(name, path, text, &mut |_| Err(none.into())).map_err(|problems| {
+        let failure = Failure::invalid(&Invalid(problems));
+        failure.exit(exit::USAGE).error_code(ErrorCode::Usage)
+    })?;
     let all: Vec<&Vm> = beside.iter().chain([&vm]).collect();
     // `qvm check` reports problems of the others.
     let mut problems = check::across(&all, &[]);
     problems.retain(|problem| problem.file == path);
     match problems.is_empty() {
         true => Ok(vm),
-        false => Err(Failure::invalid(&Invalid(problems)).code(exit::FAILED)),
+        false => Err(Failure::invalid(&Invalid(problems)).exit(exit::FAILED)),
     }
 }
 

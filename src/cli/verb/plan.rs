@@ -8,7 +8,7 @@ use crate::{
     machine::{argv, disk_file::DiskFile, facts},
     spec::{self, Isolation},
     supervisor::{settings::Settings, start::prepare},
-    value::{Explain, VmName},
+    value::{ErrorCode, VmName},
 };
 
 /// The arguments of `qvm plan`.
@@ -26,11 +26,14 @@ pub fn run(settings: &Settings, out: &mut dyn Write) -> Result<(), Failure> {
     let name = settings.name.clone();
     let file = settings.layout.vm_file(&name);
     if !file.exists() {
-        let failure = Failure::new(3, format!("the VM file `{}` does not exist", file.display()));
+        let failure = Failure::new(
+            ErrorCode::VmFileMissing,
+            format!("the VM file `{}` does not exist", file.display()),
+        );
         return Err(failure.about(&name));
     }
     let vm = spec::load(&file).map_err(|e| Failure::invalid(&e))?;
-    let fail = |error: prepare::Error| Failure::from_error(&error).hint(error.hint()).about(&name);
+    let fail = |error: prepare::Error| Failure::described(&error).about(&name);
     let facts = prepare::facts_of(settings).map_err(|e| fail(e.into()))?;
     let identity = prepare::identity_of(settings, &vm, &facts).map_err(fail)?;
     let firmware = prepare::firmware_of(settings, &vm, &facts, &identity.machine)
@@ -59,7 +62,8 @@ pub fn run(settings: &Settings, out: &mut dyn Write) -> Result<(), Failure> {
         restores: false,
         sandbox: facts.qemu.sandbox && vm.isolation != Isolation::Off,
     };
-    let line = argv::argv(&machine).map_err(|e| Failure::from_error(&e).about(&name))?;
+    let line = argv::argv(&machine)
+        .map_err(|e| Failure::from_error(&e).error_code(ErrorCode::PathUnusable).about(&name))?;
     let mut text = format!("{}\n", facts.qemu.binary.display());
     for argument in line.arguments {
         text.push_str(&argument);

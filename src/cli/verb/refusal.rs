@@ -19,13 +19,17 @@ use crate::{
         storage_reader::{self, StorageReader},
     },
     systemd::service,
-    value::{Explain, VmName},
+    value::{ErrorCode, Explain, VmName},
 };
 
 /// Returns the failure for an error of the control client.
 pub(crate) async fn refused(error: &client::Error, layout: &Layout, name: &VmName) -> Failure {
     match error {
         client::Error::NotRunning => not_running(layout, name).await,
+        // The text of the problems includes `error: `.
+        client::Error::Refused { code: code @ ErrorCode::InvalidFile, reason, .. } => {
+            Failure::preformatted(exit::FAILED, reason).error_code(*code)
+        }
         error => Failure::explained_for(error, name),
     }
 }
@@ -50,7 +54,7 @@ pub(crate) async fn guest_failure(error: &guest::Error, layout: &Layout, name: &
         guest::Error::Interrupted(signal) => {
             Failure::quiet(SessionEnd::Signal(*signal).exit_code())
         }
-        error => Failure::from_error(error).about(name).hint(error.hint_for(name)),
+        error => Failure::described(error).about(name).hint(error.hint_for(name)),
     }
 }
 
@@ -63,8 +67,8 @@ pub(crate) async fn not_running(layout: &Layout, name: &VmName) -> Failure {
         Err(failure) => return failure,
     }
     match is_known(layout, name).await {
-        Ok(true) => Failure::new(exit::NOT_RUNNING, "not running").about(name),
-        Ok(false) => Failure::new(exit::NOT_RUNNING, format!("there is no VM `{name}`"))
+        Ok(true) => Failure::new(ErrorCode::NotRunning, "not running").about(name),
+        Ok(false) => Failure::new(ErrorCode::VmNotFound, format!("there is no VM `{name}`"))
             .hint(Some("`qvm list` shows all VMs".to_owned())),
         Err(failure) => failure,
     }
@@ -98,12 +102,12 @@ pub(crate) async fn is_known(layout: &Layout, name: &VmName) -> Result<bool, Fai
 
 /// The failure if the storage of a VM does not answer.
 pub(crate) fn no_answer(error: &storage_reader::Error, name: &VmName) -> Failure {
-    Failure::from_error(error).about(name).code(exit::HOST).hint(error.hint())
+    Failure::described(error).about(name).exit(exit::HOST)
 }
 
 /// The failure if it is unknown whether the VM is running.
 pub(crate) fn unknown(error: &running::Unknown, name: &VmName) -> Failure {
-    Failure::explained_for(error, name).code(exit::HOST)
+    Failure::explained_for(error, name).exit(exit::HOST)
 }
 
 /// The failure if the locks of a VM that must be stopped cannot be acquired.
@@ -120,7 +124,7 @@ pub(crate) fn not_ended(error: &orphans::Error, name: &VmName) -> Failure {
 pub(crate) fn without_supervisor(name: &VmName, qemu: u32) -> Failure {
     let text = format!("its QEMU process (pid {qemu}) runs without a supervisor");
     let hint = format!("`qvm start {name}` adopts it");
-    Failure::new(exit::FAILED, text).about(name).hint(hint)
+    Failure::new(ErrorCode::NoSupervisor, text).about(name).hint(hint)
 }
 
 /// The failure of a start.
@@ -135,7 +139,7 @@ pub(crate) async fn not_started(
         start::Error::NoFile(_) if is_known(layout, name).await.unwrap_or(false) => {
             let file = layout.vm_file(name);
             let text = format!("the VM file `{}` does not exist", file.display());
-            Failure::new(exit::NOT_RUNNING, text).about(name)
+            Failure::new(ErrorCode::VmFileMissing, text).about(name)
         }
         start::Error::NoFile(_) => not_running(layout, name).await,
         start::Error::Ended { status, wrote } => {
@@ -147,9 +151,10 @@ pub(crate) async fn not_started(
             // may be output of QEMU.
             let progress = |line: &&str| matches!(line.split(' ').nth(2), Some("INFO"));
             let lines: Vec<&str> = wrote.lines().filter(|line| !progress(line)).collect();
-            match lines.iter().any(|line| line.starts_with("error: ")) {
-                true => Failure::preformatted(code, lines.join("\n")),
-                false => Failure::from_error(error).about(name).code(code),
+            // Its own error, hint and code. It has none if it was killed.
+            match error.code() {
+                ErrorCode::SupervisorExited => Failure::described(error).about(name).exit(code),
+                _ => Failure::preformatted(code, lines.join("\n")),
             }
         }
         start::Error::Unit { .. } => {
@@ -160,7 +165,7 @@ pub(crate) async fn not_started(
             };
             let is_told = |code: &u8| matches!(*code, exit::NO_MEMORY | exit::HOST);
             let code = ended.filter(is_told).unwrap_or(exit::FAILED);
-            Failure::from_error(error).about(name).code(code).hint(error.hint())
+            Failure::described(error).about(name).exit(code)
         }
         error => Failure::explained_for(error, name),
     }

@@ -7,7 +7,7 @@ use crate::{
     store::{identity_lock::Waiter, running},
     supervisor::{settings::Settings, start::prepare},
     sys::progress::Cancel,
-    value::VmName,
+    value::{ErrorCode, VmName},
 };
 
 /// The arguments of `qvm reseed`.
@@ -35,14 +35,17 @@ pub async fn run(settings: &Settings) -> Result<(), Failure> {
     }
     if vm.cloud_init.is_none() {
         let hint = "`[cloudInit]` in the VM file adds one".to_owned();
-        return Err(Failure::new(exit::FAILED, "it has no seed").about(name).hint(hint));
+        return Err(Failure::new(ErrorCode::NoSeed, "it has no seed")
+            .exit(exit::FAILED)
+            .about(name)
+            .hint(hint));
     }
     let waiter = Waiter { cancel: &Cancel::default(), say: &|text| super::report(name, &text) };
     let renewed = prepare::renew_instance(settings, waiter)
         .map_err(|error| Failure::explained(&error).about(name))?;
     let Some((old, new)) = renewed else {
         let failure =
-            Failure::new(exit::NOT_RUNNING, "it has never run: its first boot is a new instance");
+            Failure::new(ErrorCode::NeverRun, "it has never run: its first boot is a new instance");
         return Err(failure.about(name));
     };
     let mut when = "at the next start";

@@ -13,7 +13,7 @@ use crate::{
     store::layout::Layout,
     sys::storage_reader::StorageReader,
     systemd::unit::Scope,
-    value::{Explain, Seconds, VmName},
+    value::{Seconds, VmName},
 };
 
 /// The arguments of `qvm restart`.
@@ -60,7 +60,7 @@ pub async fn run(
             return Err(super::unknown(&error, &name));
         }
         let released = released(&paths).await;
-        released.map_err(|error| Failure::from_error(&error).about(&name).hint(error.hint()))?;
+        released.map_err(|error| Failure::described(&error).about(&name))?;
         if let Err(error) = start_vm(&name, &how).await {
             return Err(super::not_started(&error, &how, &name).await);
         }

@@ -6,10 +6,10 @@ use std::{
 };
 
 use crate::{
-    cli::exit::{self, Failure},
+    cli::exit::Failure,
     fleet::lock_holder::{self, LockHolder},
     store::{layout::Layout, vm_state},
-    value::VmName,
+    value::{ErrorCode, VmName},
 };
 
 /// The arguments of `qvm rm`.
@@ -36,7 +36,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
             "`qvm rm {name} --disks` deletes its disks, identity and logs; the VM file is kept"
         );
         let text = "nothing removed: `--disks` is required";
-        return Err(Failure::new(exit::USAGE, text).about(name).hint(hint));
+        return Err(Failure::new(ErrorCode::Usage, text).about(name).hint(hint));
     }
     if let LockHolder::Supervisor(_) | LockHolder::Silent(_) =
         lock_holder::probe(&paths.control_socket()).await
@@ -47,7 +47,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let found = vm_state::files(&paths).map_err(failure)?;
     if found.is_empty() {
         return Err(match layout.vm_file(name).symlink_metadata() {
-            Ok(_) => Failure::new(exit::NOT_RUNNING, "nothing to remove").about(name),
+            Ok(_) => Failure::new(ErrorCode::NothingToRemove, "nothing to remove").about(name),
             Err(_) => super::not_running(layout, name).await,
         });
     }
@@ -65,14 +65,14 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
 
 fn running(name: &VmName) -> Failure {
     let hint = format!("stop it first: `qvm stop {name}`");
-    Failure::new(exit::FAILED, "it is running").about(name).hint(hint)
+    Failure::new(ErrorCode::VmRunning, "it is running").about(name).hint(hint)
 }
 
 /// Asks for the name of the VM on the terminal.
 fn confirm(name: &VmName, found: &[(PathBuf, u64)]) -> Result<(), Failure> {
     if !io::stdin().is_terminal() {
         let failure = Failure::new(
-            exit::USAGE,
+            ErrorCode::Usage,
             "nothing removed: cannot ask for confirmation without a terminal",
         );
         return Err(failure.about(name).hint("`--yes` skips the question".to_owned()));
@@ -94,6 +94,8 @@ fn confirm(name: &VmName, found: &[(PathBuf, u64)]) -> Result<(), Failure> {
     let read = io::stdin().read_line(&mut answer);
     match read {
         Ok(_) if answer.trim() == name.as_str() => Ok(()),
-        _ => Err(Failure::new(exit::FAILED, "nothing removed: not confirmed").about(name)),
+        _ => {
+            Err(Failure::new(ErrorCode::NotConfirmed, "nothing removed: not confirmed").about(name))
+        }
     }
 }

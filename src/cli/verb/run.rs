@@ -14,7 +14,7 @@ use crate::{
     supervisor::{outcome::Outcome, settings::Settings, supervise::supervise},
     sys::{file, lock::Lock, program::Program, signal},
     systemd::{service, unit::Scope},
-    value::{Explain, VmName, chain},
+    value::{ErrorCode, Explain, VmName, chain},
 };
 
 /// The variable that passes the lock's descriptor to a re-executed supervisor.
@@ -72,11 +72,11 @@ async fn run_to_its_end(
         }
         Ok(false) => {
             let text = format!("the VM file `{}` does not exist", file.display());
-            Err(subject(Failure::new(exit::NOT_RUNNING, text)))
+            Err(subject(Failure::new(ErrorCode::VmFileMissing, text)))
         }
         Err(error) => {
-            let text = format!("cannot read the VM file `{}`: {error}", file.display());
-            Err(subject(Failure::new(exit::HOST, text)))
+            let doing = format!("cannot read the VM file `{}`", file.display());
+            Err(subject(Failure::from_io(&doing, &error).exit(exit::HOST)))
         }
     };
     let (vm, text) = match loaded {
@@ -88,7 +88,7 @@ async fn run_to_its_end(
                 return Err(failure);
             }
             let booted = crate::store::vm_file_copies::booted(&paths, &name, &file);
-            let booted = booted.ok_or_else(|| failure.clone().code(exit::HOST))?;
+            let booted = booted.ok_or_else(|| failure.clone().exit(exit::HOST))?;
             warn!(
                 "cannot read the VM file; the guest keeps running with its earlier settings:\n\
                  {failure}"
@@ -106,13 +106,13 @@ async fn run_to_its_end(
         subject(failure.host_fault_if(is_known || may_be_running(&paths)))
     };
     file::make_dir(&paths.state)
-        .map_err(|e| host_fault(Failure::from_error(&e).hint(e.hint()), e.is_host_fault()))?;
+        .map_err(|e| host_fault(Failure::described(&e), e.is_host_fault()))?;
     match supervise(settings, vm, text, Mode::Run).await {
         Ok(Outcome::Exit(0)) => Ok(()),
         // The end has been logged already.
         Ok(Outcome::Exit(code)) => Err(Failure::quiet(code)),
         Ok(Outcome::NotStarted(StartFailure { fault, why })) => {
-            Err(subject(Failure::new(fault.exit_code(), why.text).hint(why.hint)))
+            Err(subject(Failure::new(why.code, why.text).exit(fault.exit_code()).hint(why.hint)))
         }
         Ok(Outcome::Reexec) => {
             let failed = |failure: Failure| host_fault(failure, false);
@@ -120,10 +120,10 @@ async fn run_to_its_end(
             signal::block().map_err(|e| failed(Failure::from_error(&e)))?;
             let next = Program::new(program).args(arguments.iter().skip(1));
             let error = next.env(LOCK_FD, number.to_string()).exec();
-            let text = format!("cannot execute `{}`: {error}", program.display());
-            Err(failed(Failure::new(exit::FAILED, text)))
+            let doing = format!("cannot execute `{}`", program.display());
+            Err(failed(Failure::from_io(&doing, &error).exit(exit::FAILED)))
         }
-        Err(e) => Err(host_fault(Failure::from_error(&e).hint(e.hint()), e.is_host_fault())),
+        Err(e) => Err(host_fault(Failure::described(&e), e.is_host_fault())),
     }
 }
 

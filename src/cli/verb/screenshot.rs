@@ -6,12 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-use crate::{
-    cli::exit::Failure,
-    store::layout::Layout,
-    sys::file,
-    value::{Explain, VmName},
-};
+use crate::{cli::exit::Failure, store::layout::Layout, sys::file, value::VmName};
 
 /// The arguments of `qvm screenshot`.
 #[derive(Debug, Clone, clap::Args)]
@@ -43,6 +38,5 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
         return super::print_bytes(&bytes);
     }
     file::remove_abandoned_beside(&args.file);
-    file::write(&args.file, &bytes, 0o644)
-        .map_err(|e| Failure::from_error(&e).about(name).hint(e.hint()))
+    file::write(&args.file, &bytes, 0o644).map_err(|e| Failure::described(&e).about(name))
 }

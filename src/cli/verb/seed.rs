@@ -3,11 +3,11 @@
 use std::io::Write;
 
 use crate::{
-    cli::exit::{self, Failure},
+    cli::exit::Failure,
     seed::documents,
     spec,
     supervisor::{settings::Settings, start::prepare},
-    value::{Explain, VmName},
+    value::{ErrorCode, VmName},
 };
 
 /// The arguments of `qvm seed`.
@@ -29,15 +29,15 @@ pub fn run(args: &Args, settings: &Settings, out: &mut dyn Write) -> Result<(), 
     let file = settings.layout.vm_file(name);
     if !file.exists() {
         let text = format!("the VM file `{}` does not exist", file.display());
-        return Err(Failure::new(exit::NOT_RUNNING, text).about(name));
+        return Err(Failure::new(ErrorCode::VmFileMissing, text).about(name));
     }
     let vm = spec::load(&file).map_err(|invalid| Failure::invalid(&invalid))?;
-    let fail = |error: prepare::Error| Failure::from_error(&error).hint(error.hint()).about(name);
+    let fail = |error: prepare::Error| Failure::described(&error).about(name);
     let facts = prepare::facts_of(settings).map_err(|error| fail(error.into()))?;
     let identity = prepare::identity_of(settings, &vm, &facts).map_err(fail)?;
     let Some(documents) = documents::documents(&vm, &identity) else {
         let failure =
-            Failure::new(exit::NOT_RUNNING, "it has no seed: its VM file has no `[cloudInit]`");
+            Failure::new(ErrorCode::NoSeed, "it has no seed: its VM file has no `[cloudInit]`");
         return Err(failure.about(name));
     };
     let all: [(&str, &[u8]); 3] = [

@@ -3,7 +3,7 @@
 use crate::{
     cli::exit::{self, Failure},
     store::layout::Layout,
-    value::{Explain, VmName, keyboard::Chord},
+    value::{VmName, keyboard::Chord},
 };
 
 /// The arguments of `qvm sendkey`.
@@ -23,7 +23,7 @@ pub struct Args {
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let chords: Result<Vec<Chord>, _> = args.chords.iter().map(|text| text.parse()).collect();
     let chords = chords.map_err(|error: crate::value::keyboard::Error| {
-        Failure::from_error(&error).code(exit::USAGE).about(&args.name).hint(error.hint())
+        Failure::described(&error).exit(exit::USAGE).about(&args.name)
     })?;
     super::press(layout, &args.name, &chords).await
 }

@@ -27,7 +27,7 @@ use crate::{
     supervisor::start::prepare::qemu_img_beside,
     sys::{progress::TerminalProgress, storage_reader::StorageReader},
     systemd::unit::Scope,
-    value::{Explain, SnapshotName, VmName, chain},
+    value::{ErrorCode, SnapshotName, VmName},
 };
 
 /// The arguments of `qvm snapshot`.
@@ -222,13 +222,9 @@ async fn stopped<T: Send + 'static>(
 fn failure(error: &snapshot::Error, name: &VmName) -> Failure {
     match error {
         snapshot::Error::Invalid(invalid) => Failure::invalid(invalid),
-        snapshot::Error::NoVm(_) => {
-            Failure::from_error(error).code(exit::NOT_RUNNING).hint(error.hint())
-        }
-        snapshot::Error::NoFile(_) => {
-            Failure::from_error(error).code(exit::NOT_RUNNING).about(name)
-        }
-        snapshot::Error::NotFound(_) => Failure::explained_for(error, name).code(exit::NOT_RUNNING),
+        snapshot::Error::NoVm(_) => Failure::described(error).exit(exit::NOT_RUNNING),
+        snapshot::Error::NoFile(_) => Failure::described(error).exit(exit::NOT_RUNNING).about(name),
+        snapshot::Error::NotFound(_) => Failure::explained_for(error, name).exit(exit::NOT_RUNNING),
         snapshot::Error::Runs(vm_state::Error::Alone(pid)) => super::without_supervisor(name, *pid),
         error => Failure::explained_for(error, name),
     }
@@ -237,7 +233,7 @@ fn failure(error: &snapshot::Error, name: &VmName) -> Failure {
 fn running(name: &VmName) -> Failure {
     let hint =
         format!("qvm changes the snapshots of a stopped VM only; stop it first: `qvm stop {name}`");
-    Failure::new(exit::FAILED, "it is running").about(name).hint(hint)
+    Failure::new(ErrorCode::VmRunning, "it is running").about(name).hint(hint)
 }
 
 /// A snapshot with the name of its VM.
@@ -257,7 +253,7 @@ async fn list(names: &[VmName], json: bool, context: &Context<'_>) -> Result<(),
             let layout = context.layout.clone();
             let files = layout.vm_files();
             let all = storage.read(&files, move |_| inventory::names(&layout)).await;
-            all.map_err(|error| Failure::from_error(&error).code(exit::HOST).hint(error.hint()))?
+            all.map_err(|error| Failure::described(&error).exit(exit::HOST))?
         }
     };
     let (mut all, mut failures) = (vec![], vec![]);
@@ -277,7 +273,7 @@ async fn list(names: &[VmName], json: bool, context: &Context<'_>) -> Result<(),
     }
     if json {
         let text = serde_json::to_string_pretty(&all);
-        let text = text.map_err(|error| Failure::new(exit::FAILED, chain(&error)))?;
+        let text = text.map_err(|error| Failure::from_error(&error))?;
         super::print(&format!("{text}\n"))?;
     } else {
         super::print(&table(&all, context))?;

@@ -1,12 +1,12 @@
 //! `qvm ssh`: runs ssh(1) to the guest's address or forwarded port.
 
 use crate::{
-    cli::exit::{self, Failure},
+    cli::exit::Failure,
     fleet::addresses::addresses,
     spec::{self, Reach, Vm},
     store::layout::Layout,
-    sys::program::Program,
-    value::VmName,
+    sys::program::{Program, run_code},
+    value::{ErrorCode, VmName},
 };
 
 /// The guest's ssh port.
@@ -50,7 +50,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
         let first = found.into_iter().next().ok_or_else(|| {
             let hint = "set `ip` or `forward = [\"2222:22\"]` in the VM file, or install \
                         qemu-guest-agent in the guest";
-            let failure = Failure::new(exit::NOT_RUNNING, "its address is unknown");
+            let failure = Failure::new(ErrorCode::NoAddress, "its address is unknown");
             failure.about(name).hint(hint.to_owned())
         })?;
         first.address
@@ -61,7 +61,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     words.push(host);
     words.extend(args.arguments.iter().cloned());
     let error = Program::new("ssh").args(words).exec();
-    Err(Failure::from_io("cannot run `ssh`", &error).about(name))
+    Err(Failure::from_io("cannot run `ssh`", &error).error_code(run_code(&error)).about(name))
 }
 
 fn user(vm: &Vm) -> Option<String> {

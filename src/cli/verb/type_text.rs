@@ -3,7 +3,7 @@
 use crate::{
     cli::exit::Failure,
     store::layout::Layout,
-    value::{Explain, VmName, keyboard::Chord},
+    value::{VmName, keyboard::Chord},
 };
 
 /// The arguments of `qvm type`.
@@ -25,7 +25,6 @@ pub struct Args {
 pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let text = if args.enter { format!("{}\n", args.text) } else { args.text.clone() };
     let chords = Chord::typing(&text);
-    let chords =
-        chords.map_err(|error| Failure::from_error(&error).about(&args.name).hint(error.hint()))?;
+    let chords = chords.map_err(|error| Failure::described(&error).about(&args.name))?;
     super::press(layout, &args.name, &chords).await
 }

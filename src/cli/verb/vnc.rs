@@ -6,8 +6,8 @@ use crate::{
     cli::exit::{self, Failure},
     fleet::inventory::STATUS_LIMIT,
     store::layout::Layout,
-    sys::program::Program,
-    value::VmName,
+    sys::program::{Program, run_code},
+    value::{ErrorCode, VmName},
 };
 
 /// The arguments of `qvm vnc`.
@@ -31,7 +31,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let status = super::or_refused(status, layout, name).await?;
     let Some(at) = status.vnc else {
         let hint = "set `vnc = \"unix\"` in `[display]` of the VM file and restart the VM";
-        let failure = Failure::new(exit::NOT_RUNNING, "its screen is not served by VNC");
+        let failure = Failure::new(ErrorCode::ScreenNotServed, "its screen is not served by VNC");
         return Err(failure.about(name).hint(hint.to_owned()));
     };
     if !args.open {
@@ -51,7 +51,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     );
     if first.kind() != io::ErrorKind::NotFound {
         let text = format!("cannot run `vncviewer`: {first}");
-        return Err(Failure::new(exit::FAILED, text).about(name));
+        return Err(Failure::new(run_code(&first), text).exit(exit::FAILED).about(name));
     }
     let error = viewer(
         "remote-viewer",
@@ -62,5 +62,5 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     );
     let hint = format!("`qvm vnc {name}` prints the address for any viewer");
     let text = format!("neither `vncviewer` nor `remote-viewer` can be run: {error}");
-    Err(Failure::new(exit::FAILED, text).about(name).hint(hint))
+    Err(Failure::new(run_code(&error), text).exit(exit::FAILED).about(name).hint(hint))
 }

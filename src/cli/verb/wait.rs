@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use crate::{
-    cli::exit::{self, Failure},
+    cli::exit::Failure,
     control::{
         client::{self, Client},
         types::{Ready, State, Status},
     },
     fleet::inventory::STATUS_LIMIT,
     store::layout::Layout,
-    value::{Seconds, VmName, base64},
+    value::{ErrorCode, Seconds, VmName, base64},
 };
 
 /// The arguments of `qvm wait`.
@@ -71,7 +71,7 @@ pub async fn run(args: &Args, layout: &Layout) -> Result<(), Failure> {
     let waited = tokio::time::timeout(Duration::from_secs(limit.into()), wait).await;
     waited.unwrap_or_else(|_| {
         let text = format!("the condition was not met within {limit} s");
-        Err(Failure::new(exit::FAILED, text).about(name))
+        Err(Failure::new(ErrorCode::WaitTimeout, text).about(name))
     })
 }
 

@@ -2,7 +2,10 @@
 
 use std::{io, path::PathBuf};
 
-use crate::{sys::file, value::Explain};
+use crate::{
+    sys::file,
+    value::{ErrorCode, Explain},
+};
 
 /// Why the cache cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +51,17 @@ impl Explain for Error {
             Self::File(error) => Some(error),
             _ => None,
         }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Lock { source, .. } => ErrorCode::of_io(source),
+            Self::Busy { .. } => ErrorCode::ImageBusy,
+            Self::Base { .. } => ErrorCode::ImageInUse,
+            Self::Unknown(..) => ErrorCode::ImageUnknown,
+            Self::Several(..) => ErrorCode::ImageAmbiguous,
+            Self::File(..) => return None,
+        })
     }
 
     fn own_hint(&self) -> Option<String> {

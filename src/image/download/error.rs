@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::proxy::{self, Proxy};
 use super::route::TunnelRefused;
 
-use crate::value::{Explain, foreign_error};
+use crate::value::{ErrorCode, Explain, foreign_error};
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +89,23 @@ impl Explain for Error {
             Self::Through { source, .. } => Some(source.as_ref()),
             _ => None,
         }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Canceled => ErrorCode::Canceled,
+            Self::Silent(..) | Self::TooSlow { .. } => ErrorCode::DownloadStalled,
+            Self::Unencrypted(..) => ErrorCode::DownloadInsecure,
+            Self::NoProxy(..) => ErrorCode::ProxyInvalid,
+            Self::ProxyStatus(..) => ErrorCode::ProxyRefused,
+            Self::Certificate(..) => ErrorCode::CertificateInvalid,
+            Self::Tls(..) => ErrorCode::TlsFailed,
+            Self::NoAuthorities => ErrorCode::NoCertificateAuthorities,
+            Self::NoHost => ErrorCode::HostNameUnresolved,
+            Self::Address(..) => ErrorCode::UrlInvalid,
+            Self::Broken(..) => ErrorCode::ConnectionFailed,
+            Self::Through { .. } => return None,
+        })
     }
 
     fn own_hint(&self) -> Option<String> {

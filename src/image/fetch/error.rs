@@ -8,7 +8,7 @@ use crate::{
         writer,
     },
     sys::file,
-    value::{Explain, Size},
+    value::{ErrorCode, Explain, Size},
 };
 
 /// The maximum size of a list of checksums in bytes; those of Fedora and Debian have a few KiB.
@@ -80,6 +80,16 @@ impl Explain for Error {
             Self::Writer(error) => Some(error),
             _ => None,
         }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Status { .. } => ErrorCode::DownloadRefused,
+            Self::NoRoom { .. } => ErrorCode::NoSpace,
+            Self::TooLarge { .. } => ErrorCode::ChecksumListInvalid,
+            Self::Canceled => ErrorCode::Canceled,
+            Self::Download { .. } | Self::Writer(..) => return None,
+        })
     }
 
     fn own_hint(&self) -> Option<String> {

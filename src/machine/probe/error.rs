@@ -2,7 +2,11 @@
 
 use std::path::PathBuf;
 
-use crate::{machine::facts::Version, sys::program, value::Explain};
+use crate::{
+    machine::facts::Version,
+    sys::program,
+    value::{ErrorCode, Explain},
+};
 
 /// Why the host cannot be probed.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +41,15 @@ pub enum Error {
 }
 
 impl Explain for Error {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::NotFound(..) | Self::NotAProgram(..) => ErrorCode::QemuMissing,
+            Self::Program(error) => error.code(),
+            Self::TooOld { .. } => ErrorCode::QemuTooOld,
+            Self::Strange { .. } => ErrorCode::QemuVersionUnknown,
+        })
+    }
+
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::NotFound(_) => Some(

@@ -25,7 +25,7 @@ use rtnetlink::{
 };
 
 use super::Instruction;
-use crate::value::{Explain, IfName};
+use crate::value::{ErrorCode, Explain, IfName};
 
 /// The qdisc of ingress filters; it queues nothing.
 const HOOK: &str = "clsact";
@@ -77,6 +77,16 @@ impl Error {
 }
 
 impl Explain for Error {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Socket(..) => ErrorCode::NetworkFailed,
+            Self::Gone(..) => ErrorCode::TapMissing,
+            Self::Missing(..) => ErrorCode::FilterUnsupported,
+            Self::Denied { .. } => ErrorCode::FilterDenied,
+            Self::Io(..) => ErrorCode::FilterFailed,
+        })
+    }
+
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::Missing(_) => Some(

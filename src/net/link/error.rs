@@ -4,7 +4,7 @@ use std::io;
 
 use nix::errno::Errno;
 
-use crate::value::{Explain, IfName};
+use crate::value::{ErrorCode, Explain, IfName};
 
 /// Why a query or a change failed.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +51,15 @@ pub enum Error {
 }
 
 impl Explain for Error {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::NoBridge { .. } => ErrorCode::BridgeMissing,
+            Self::NotABridge { .. } => ErrorCode::NotABridge,
+            Self::Attach { .. } => ErrorCode::BridgeRefused,
+            Self::Socket(..) | Self::Ask { .. } => ErrorCode::NetworkFailed,
+        })
+    }
+
     fn own_hint(&self) -> Option<String> {
         match self {
             Self::NoBridge { bridge, bridges, .. } if bridges.is_empty() => Some(format!(

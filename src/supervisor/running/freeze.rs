@@ -21,7 +21,7 @@ use crate::{
         limits::AGENT_LIMIT,
         refusal::{Reply, agent_refusal},
     },
-    value::{Note, NoteCode},
+    value::{ErrorCode, Note, NoteCode},
 };
 
 /// The maximum time of a freeze, whatever the run record contains.
@@ -100,9 +100,10 @@ impl Freeze {
             let done = match written {
                 Ok(()) => freeze(&agent, sync, thaw_after).await,
                 Err(why) => Err(FreezeFailure {
-                    refusal: Refusal::Failed(format!(
-                        "cannot write the thaw deadline to the run record: {why}"
-                    )),
+                    refusal: Refusal::Failed(
+                        ErrorCode::FileError,
+                        format!("cannot write the thaw deadline to the run record: {why}"),
+                    ),
                     state: FreezeState::Untouched,
                 }),
             };
@@ -165,14 +166,16 @@ impl Freeze {
         match done {
             Ok(0) => {
                 self.forget(qemu);
-                Err(Refusal::Failed("the guest has no file system that can be frozen".into()))
+                let why = "the guest has no file system that can be frozen";
+                Err(Refusal::Failed(ErrorCode::GuestFailed, why.into()))
             }
             Ok(_) if self.0.is_none() => {
                 // A client requested the thaw before the end of the freeze.
                 self.0 =
                     Some(Deadline { until: ctx.now(), stuck: None, timer: thaw_in(AGAIN, qemu) });
                 self.thaw(ThawReason::Asked, None, qemu);
-                Err(Refusal::Failed("the guest's file systems were thawed meanwhile".into()))
+                let why = "the guest's file systems were thawed meanwhile";
+                Err(Refusal::Failed(ErrorCode::NotNow, why.into()))
             }
             Ok(count) => {
                 let seconds = thaw_after.as_secs();
@@ -365,7 +368,7 @@ mod tests {
         let mut fake = FakeQemu::new(&host).await;
         counts(&fake, 0, 0);
         let mut freeze = Freeze::default();
-        assert!(matches!(frozen(&host, &mut fake, &mut freeze).await, Err(Refusal::Failed(_))));
+        assert!(matches!(frozen(&host, &mut fake, &mut freeze).await, Err(Refusal::Failed(..))));
         assert!(freeze.left(&host.ctx).is_none());
         assert_eq!(fake.qemu.record().frozen_until, None);
     }
@@ -423,7 +426,7 @@ mod tests {
         frozen(&host, &mut fake, &mut freeze).await.unwrap();
         let failed = FreezeEvent::Thawed {
             why: ThawReason::Deadline,
-            done: Err(Refusal::Failed("broken".into())),
+            done: Err(Refusal::Failed(ErrorCode::Other, "broken".into())),
             reply: None,
         };
         freeze.handle(failed, &mut fake.qemu, &host.ctx);
@@ -491,7 +494,7 @@ mod tests {
         let (reply, answer) = oneshot::channel();
         let late = FreezeEvent::Frozen { thaw_after: Duration::from_secs(9), done: Ok(1), reply };
         freeze.handle(late, &mut fake.qemu, &host.ctx);
-        assert!(matches!(answer.await.unwrap(), Err(Refusal::Failed(_))));
+        assert!(matches!(answer.await.unwrap(), Err(Refusal::Failed(..))));
         let VmEvent::Freeze(event) = fake.event().await else { panic!() };
         assert!(matches!(event, FreezeEvent::Thawed { why: ThawReason::Asked, .. }));
     }

@@ -17,7 +17,7 @@ use crate::{
         vhost,
     },
     spec::{Disk, DiskLimits, Link, LinkState, Nic, Vm},
-    value::{Explain, Label, MacAddr, Size, foreign_error::is_unplug_pending},
+    value::{ErrorCode, Explain, Label, MacAddr, Size, foreign_error::is_unplug_pending},
 };
 use crate::{
     store::{identity_lock::Waiter, identity_store},
@@ -79,6 +79,23 @@ impl Explain for Error {
             Self::Isolate(error) => Some(error),
             _ => None,
         }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::NoPort(..) => ErrorCode::NoHotplugPort,
+            Self::Monitor(error) => error.code(),
+            Self::Vhost(..) => ErrorCode::VhostMissing,
+            Self::NoDevice => ErrorCode::InternalError,
+            Self::ShutOff => ErrorCode::PathUnreachable,
+            Self::Thread => ErrorCode::Canceled,
+            Self::Prepare(..)
+            | Self::Tap(..)
+            | Self::Forward(..)
+            | Self::Filter(..)
+            | Self::Link(..)
+            | Self::Isolate(..) => return None,
+        })
     }
 
     fn own_hint(&self) -> Option<String> {

@@ -146,7 +146,9 @@ impl LiveUpdate {
             Ok(lane) => {
                 self.work = Some(Work { _lane: lane, cancel, clients, again: vec![] });
             }
-            Err(refused) => answer(clients, &Err(Refusal::Failed(refused.to_string()))),
+            Err(refused) => {
+                answer(clients, &Err(Refusal::Failed(refused.code(), refused.to_string())))
+            }
         }
     }
 
@@ -438,7 +440,7 @@ mod tests {
         let Scene { update, config, fake, host, .. } = &mut scene;
         update.settle(vec![], vec![reply], config, &mut fake.qemu, &host.ctx);
         scene.settled().await;
-        assert!(matches!(client.await.unwrap(), Err(Refusal::Failed(_))));
+        assert!(matches!(client.await.unwrap(), Err(Refusal::Failed(..))));
         assert_eq!(scene.config.removals(), before);
     }
 

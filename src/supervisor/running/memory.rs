@@ -99,7 +99,10 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::supervisor::tests::{Answer, FakeQemu, Host};
+    use crate::{
+        supervisor::tests::{Answer, FakeQemu, Host},
+        value::ErrorCode,
+    };
 
     const GIB: u64 = 1 << 30;
 
@@ -140,9 +143,8 @@ mod tests {
         memory.set_target(GIB, GIB, reply, &mut fake.qemu);
         let VmEvent::Memory(event) = fake.event().await else { panic!() };
         memory.handle(event);
-        assert!(
-            matches!(answer.await.unwrap(), Err(Refusal::Failed(why)) if why.contains("no balloon"))
-        );
+        let refused = answer.await.unwrap().unwrap_err();
+        assert_eq!(refused.code(), ErrorCode::QemuRefused);
         assert_eq!(memory.target(), None);
     }
 

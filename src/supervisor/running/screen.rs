@@ -7,7 +7,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use crate::{
     control::types::Refusal,
     supervisor::{limits::QMP_LIMIT, refusal::qmp_refusal},
-    value::{chain, keyboard::Chord},
+    value::{ErrorCode, chain, keyboard::Chord},
 };
 
 /// The duration of a key press and of the pause after it: a PS/2 keyboard buffers 16 bytes.
@@ -21,7 +21,8 @@ const PICTURE: u32 = 1;
 /// # Errors
 /// QEMU refuses the command.
 pub(crate) async fn screenshot(client: qmp::Client) -> Result<OwnedFd, Refusal> {
-    let failed = |why| Refusal::Failed(format!("cannot take a screenshot: {why}"));
+    let failed =
+        |why| Refusal::Failed(ErrorCode::QemuRefused, format!("cannot take a screenshot: {why}"));
     picture(&client).await.map_err(failed)
 }
 
@@ -78,7 +79,7 @@ mod tests {
         fake.peer.script.on("send-key", Answer::Refuse("no keyboard"));
         let chords = ["a", "b"].map(|chord| chord.parse().unwrap());
         let refused = press(fake.qemu.client(), chords.to_vec()).await;
-        assert!(matches!(refused, Err(Refusal::Failed(why)) if why.contains("press `a`")));
+        assert!(matches!(refused, Err(Refusal::Failed(ErrorCode::QemuRefused, _))));
         let names = fake.peer.commands.names();
         assert_eq!(names.iter().filter(|name| *name == "send-key").count(), 1);
     }
@@ -92,6 +93,6 @@ mod tests {
         assert_eq!(picture.metadata().unwrap().len(), 0);
         fake.peer.script.on("screendump", Answer::Refuse("no display"));
         let refused = screenshot(fake.qemu.client()).await;
-        assert!(matches!(refused, Err(Refusal::Failed(why)) if why.contains("no display")));
+        assert!(matches!(refused, Err(Refusal::Failed(ErrorCode::QemuRefused, _))));
     }
 }

@@ -59,7 +59,7 @@ mod tests {
         fake.peer.script.on("query-blockstats", Answer::Refuse("no"));
         fake.peer.script.on("query-cpus-fast", Answer::Return(json!([])));
         let asked = statistics(fake.qemu.client(), vec![], vec![]).await;
-        assert!(matches!(asked, Err(Refusal::Failed(why)) if why.contains("statistics")));
+        assert!(matches!(asked, Err(Refusal::Failed(_, why)) if why.contains("statistics")));
     }
 
     #[test]

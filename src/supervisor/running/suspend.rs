@@ -19,7 +19,7 @@ use crate::{
     },
     supervisor::{context::Context, limits::QMP_LIMIT},
     sys::{file, lane::OnLane, pipe_to_file},
-    value::chain,
+    value::{ErrorCode, chain},
 };
 
 /// The space for devices and video memory in a saved state, in bytes.
@@ -77,7 +77,7 @@ impl StateSave {
                 (None, Err(why)) => Err(format!("cannot thaw the guest's file systems: {why}")),
                 (None, Ok(())) => save(&client, &paths, &head, memory).await,
             };
-            let done = done.map_err(Refusal::Failed);
+            let done = done.map_err(|why| Refusal::Failed(ErrorCode::NotSuspended, why));
             let _ = reports.send(VmEvent::StateSaved(done)).await;
         });
         match work {
@@ -108,7 +108,7 @@ impl StateSave {
         let why = self.0.take().map(|_| {
             let why = "the save was canceled, or took longer than `shutdownTimeoutSec`";
             ctx.publish("QVM_NOT_SUSPENDED", serde_json::json!({ "why": why }));
-            Refusal::Failed(why.to_owned())
+            Refusal::Failed(ErrorCode::NotSuspended, why.to_owned())
         });
         // On the lane of the save, so after it.
         let path = ctx.paths().saved();
@@ -256,7 +256,10 @@ mod tests {
         let state = StateToSave { unusable: Some("plugged".into()), ..state() };
         let mut save = StateSave::default();
         save.begin(state, &Freeze::default(), &mut fake.qemu, &host.ctx);
-        assert_eq!(saved(&mut fake).await, Err(Refusal::Failed("plugged".into())));
+        assert_eq!(
+            saved(&mut fake).await,
+            Err(Refusal::Failed(ErrorCode::NotSuspended, "plugged".into()))
+        );
         assert_eq!(fake.peer.commands.names(), ["qmp_capabilities"]);
     }
 

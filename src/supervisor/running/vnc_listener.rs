@@ -11,7 +11,7 @@ use crate::{
     spec::{Display, Vm},
     store::layout::VmPaths,
     sys::{file, socket},
-    value::{Explain, VncAddress},
+    value::{ErrorCode, Explain, VncAddress},
 };
 
 /// The maximum length of a VNC password in bytes (RFC 6143, 7.2.2: a DES key).
@@ -66,6 +66,14 @@ impl Explain for Error {
             Self::Socket { source, .. } => Some(source),
             _ => None,
         }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::NoPassword { .. } => ErrorCode::VncPasswordMissing,
+            Self::Password { .. } => ErrorCode::VncPasswordInvalid,
+            Self::File(..) | Self::Port { .. } | Self::Socket { .. } => return None,
+        })
     }
 
     fn own_hint(&self) -> Option<String> {

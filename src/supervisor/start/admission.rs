@@ -18,7 +18,7 @@ use crate::{
     life::{Fault, StartFailure},
     store::reservation::{self, Others, Reservation},
     supervisor::settings::Settings,
-    value::Explain,
+    value::{ErrorCode, Explain},
 };
 use crate::{
     spec::{self, HostSettings},
@@ -85,6 +85,13 @@ impl Explain for Error {
             Self::Lock(error) => Some(error),
             _ => None,
         }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::InsufficientMemory { .. } => ErrorCode::NoMemory,
+            Self::File(..) | Self::Lock(..) => return None,
+        })
     }
 
     fn own_hint(&self) -> Option<String> {

@@ -3,7 +3,7 @@
 use crate::{
     life::{Explanation, Fault, StartFailure},
     sys::lane::Refused,
-    value::{Explain, chain},
+    value::{ErrorCode, Explain, chain},
 };
 
 /// The failure of an error: its chain of causes, and the hint on a separate line.
@@ -14,22 +14,25 @@ pub(super) fn start_failure(error: &(dyn Explain + 'static)) -> StartFailure {
 
 /// The chain of causes, and the hint.
 pub(super) fn explanation(error: &(dyn Explain + 'static)) -> Explanation {
-    Explanation { text: chain(error), hint: error.hint() }
+    Explanation { code: error.code(), text: chain(error), hint: error.hint() }
 }
 
 /// A lane accepts no more work.
 pub(super) fn refused(refused: Refused) -> StartFailure {
-    StartFailure { fault: Fault::Host, why: refused.to_string().into() }
+    let why = Explanation::new(refused.code(), refused.to_string());
+    StartFailure { fault: Fault::Host, why }
 }
 
 /// The thread that prepares cannot be started.
 pub(super) fn thread(error: &std::io::Error) -> StartFailure {
-    StartFailure { fault: Fault::Host, why: format!("cannot start a thread: {error}").into() }
+    let text = format!("cannot start a thread: {error}");
+    StartFailure { fault: Fault::Host, why: Explanation::new(ErrorCode::OutOfResources, text) }
 }
 
 /// A phase was begun without the result of the phase before it.
 pub(super) fn not_prepared() -> StartFailure {
-    StartFailure { fault: Fault::Host, why: "the start was not prepared".into() }
+    let why = Explanation::new(ErrorCode::InternalError, "the start was not prepared");
+    StartFailure { fault: Fault::Host, why }
 }
 
 #[cfg(test)]
@@ -45,6 +48,10 @@ mod tests {
     }
 
     impl Explain for Failed {
+        fn own_code(&self) -> Option<ErrorCode> {
+            Some(ErrorCode::Other)
+        }
+
         fn own_hint(&self) -> Option<String> {
             self.is_host_fault.then(|| "repair the host".to_owned())
         }
@@ -62,6 +69,7 @@ mod tests {
         let why = Explanation::from("it failed: the cause");
         assert_eq!(failure(false), StartFailure { fault: Fault::Vm, why });
         let why = Explanation {
+            code: ErrorCode::Other,
             text: "it failed: the cause".into(),
             hint: Some("repair the host".into()),
         };
@@ -72,7 +80,8 @@ mod tests {
     fn missing_threads_and_results_are_host_faults() {
         let failure = thread(&std::io::ErrorKind::OutOfMemory.into());
         assert_eq!(failure.fault, Fault::Host);
-        assert!(failure.why.text.starts_with("cannot start a thread: "), "{}", failure.why);
+        assert_eq!(failure.why.code, ErrorCode::OutOfResources);
         assert_eq!(not_prepared().fault, Fault::Host);
+        assert_eq!(not_prepared().why.code, ErrorCode::InternalError);
     }
 }

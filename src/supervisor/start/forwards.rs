@@ -3,7 +3,7 @@
 use crate::{
     net::port,
     spec::{Link, Nic, Vm},
-    value::Explain,
+    value::{ErrorCode, Explain},
 };
 
 /// Why the ports of a NIC cannot be forwarded.
@@ -27,6 +27,12 @@ impl Explain for Error {
         match self {
             Self::Port { source, .. } => Some(source),
             Self::NoSockets(error) => Some(error),
+        }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Port { .. } | Self::NoSockets(..) => None,
         }
     }
 

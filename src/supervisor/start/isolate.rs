@@ -28,7 +28,7 @@ use crate::{
     },
     sys::file,
     systemd::unit::Scope,
-    value::{Explain, UidRange},
+    value::{ErrorCode, Explain, UidRange},
 };
 
 /// The device that QEMU opens itself for KVM.
@@ -77,6 +77,16 @@ impl Explain for Error {
             Self::Spawn(error) => Some(error),
             _ => None,
         }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Open { source, .. } => ErrorCode::of_io(source),
+            Self::Broken(..) => ErrorCode::SandboxBroken,
+            Self::Pipe(source) => ErrorCode::of_io(source),
+            Self::Strict { .. } => ErrorCode::IsolationIncomplete,
+            Self::Spawn(..) => return None,
+        })
     }
 
     fn own_hint(&self) -> Option<String> {

@@ -32,7 +32,7 @@ use crate::{
         pidfd::{self, Process},
         socket,
     },
-    value::{Explain, Note},
+    value::{ErrorCode, Explain, Note},
 };
 
 /// How long QEMU may take to answer on its monitor.
@@ -140,6 +140,26 @@ impl Explain for Error {
             Self::Saved(error) => Some(error),
             _ => None,
         }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Vhost(..) => ErrorCode::VhostMissing,
+            Self::Path(..) => ErrorCode::PathUnusable,
+            Self::Watch(source) | Self::Serial(source) => ErrorCode::of_io(source),
+            Self::Exited => ErrorCode::QemuExited,
+            Self::Silent { .. } => ErrorCode::QemuSilent,
+            Self::Slow(..) => ErrorCode::RestoreTimeout,
+            Self::Tap(..)
+            | Self::Forward(..)
+            | Self::Screen(..)
+            | Self::Socket(..)
+            | Self::Isolate(..)
+            | Self::Spawn(..)
+            | Self::Monitor(..)
+            | Self::Record(..)
+            | Self::Saved(..) => return None,
+        })
     }
 
     fn own_hint(&self) -> Option<String> {

@@ -13,6 +13,7 @@ mod leftover;
 pub mod memory_budget;
 mod message;
 pub mod prepare;
+mod prepare_error;
 pub(crate) mod previous_run;
 mod report;
 pub mod start_turns;

@@ -78,7 +78,11 @@ impl PreviousRun {
                 (None, found(life::PreviousQemu::NeverExecuted, saved))
             }
             Err(unknown) => {
-                let why = Explanation { text: chain(&unknown), hint: unknown.hint_for(name) };
+                let why = Explanation {
+                    code: unknown.code(),
+                    text: chain(&unknown),
+                    hint: unknown.hint_for(name),
+                };
                 (None, StartEvent::PreviousUnknown(why))
             }
         };

@@ -68,7 +68,7 @@ async fn refused_pause_is_refused() {
     let (mut scene, peer) = Scene::running(TEXT).await;
     peer.script.on("stop", Answer::Refuse("busy"));
     let answer = command(&mut scene, Command::Pause).await;
-    assert!(matches!(&answer, Err(Refusal::Failed(why)) if why.contains("busy")), "{answer:?}");
+    assert!(matches!(&answer, Err(Refusal::Failed(_, why)) if why.contains("busy")), "{answer:?}");
 }
 
 #[tokio::test]
@@ -154,7 +154,7 @@ async fn reload_of_an_invalid_file_changes_nothing() {
     let settings = scene.supervisor.ctx.settings();
     std::fs::write(settings.layout.vm_file(&settings.name), "what = 1\n").unwrap();
     let answer = command(&mut scene, Command::Reload).await;
-    assert!(matches!(answer, Err(Refusal::Failed(_))));
+    assert!(matches!(answer, Err(Refusal::Failed(..))));
     assert_eq!(scene.supervisor.status().pending, []);
 }
 
@@ -199,7 +199,7 @@ async fn frozen_guest_is_asked_only_what_is_safe() {
 async fn vm_without_a_screen_has_no_picture() {
     let (mut scene, peer) = Scene::running(TEXT).await;
     let answer = ask(&mut scene, Request::Screenshot).await;
-    assert!(matches!(&answer, Err(Refusal::Failed(why)) if why.contains("[display]")));
+    assert!(matches!(&answer, Err(Refusal::Failed(_, why)) if why.contains("[display]")));
     let chords = vec!["ctrl-alt-delete".parse().unwrap()];
     assert_eq!(ask(&mut scene, |reply| Request::Press(chords, reply)).await, Ok(()));
     peer.commands.until("send-key").await;

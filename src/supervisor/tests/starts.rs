@@ -208,7 +208,7 @@ async fn stop_of_a_silent_adoption_fails() {
         }
         scene.until(|scene| outcome(scene).is_some()).await;
         let refused = answer.await.unwrap().unwrap_err();
-        assert!(matches!(&refused, Refusal::Failed(why) if why.contains("QEMU")), "{refused:?}");
+        assert!(matches!(&refused, Refusal::Failed(_, why) if why.contains("QEMU")), "{refused:?}");
         assert!(pidfd::start_time(qemu.0.id()).is_ok(), "QEMU has exited");
         assert!(scene.supervisor.ctx.paths().record().exists());
     }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::value::{Explain, VmName};
+use crate::value::{ErrorCode, Explain, VmName};
 
 /// Why CPU weights are not available on this host.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -17,6 +17,12 @@ pub enum Error {
 }
 
 impl Explain for Error {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Version1(..) | Self::NotMounted => ErrorCode::CgroupNotV2,
+        })
+    }
+
     fn own_hint(&self) -> Option<String> {
         Some(match self {
             Self::Version1(_) => "boot the host with `systemd.unified_cgroup_hierarchy=1`".into(),

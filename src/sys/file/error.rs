@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::value::{Explain, is_host_fault};
+use crate::value::{ErrorCode, Explain, is_host_fault};
 
 /// The failed operation and its file.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +34,10 @@ impl Error {
 }
 
 impl Explain for Error {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(ErrorCode::of_io(&self.source))
+    }
+
     fn own_hint(&self) -> Option<String> {
         let place = self.path.parent().unwrap_or(&self.path).display();
         match self.source.kind() {

@@ -27,6 +27,8 @@ use nix::{
     libc,
 };
 
+use crate::value::ErrorCode;
+
 /// Only the owner may open a lock file: every process that can open it can acquire the lock.
 const MODE: u32 = 0o600;
 /// Why a lock was not acquired.
@@ -43,6 +45,16 @@ pub enum Error {
         /// The cause.
         source: io::Error,
     },
+}
+
+impl Error {
+    /// The code of the error.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Held(_) => ErrorCode::LockHeld,
+            Self::Io { source, .. } => ErrorCode::of_io(source),
+        }
+    }
 }
 
 /// A lock that this process holds; released when the last copy of its descriptor is closed.

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf, process::ExitStatus, time::Duration};
 
-use crate::value::shown;
+use crate::value::{ErrorCode, Explain, shown};
 
 /// How many of the last lines of standard error a message quotes.
 const LINES: usize = 3;
@@ -50,6 +50,25 @@ pub enum Error {
         /// The last lines of standard error.
         stderr: String,
     },
+}
+
+impl Explain for Error {
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Run { source, .. } => run_code(source),
+            Self::TimedOut { .. } => ErrorCode::ProgramTimeout,
+            Self::Canceled { .. } => ErrorCode::Canceled,
+            Self::OutputTooLong { .. } | Self::Failed { .. } => ErrorCode::ProgramFailed,
+        })
+    }
+}
+
+/// The code of an error of execve(2) or fork(2).
+pub(crate) fn run_code(error: &io::Error) -> ErrorCode {
+    match error.kind() {
+        io::ErrorKind::NotFound => ErrorCode::ProgramMissing,
+        _ => ErrorCode::of_io(error),
+    }
 }
 
 /// The last lines that are not blank, each bounded and escaped, separated by `; `.

@@ -17,6 +17,7 @@ use std::{
 
 use self::captured::{Cancel, Limits};
 pub use self::error::Error;
+pub(crate) use self::error::run_code;
 
 /// The default output limit in bytes.
 const OUTPUT_LIMIT: usize = 1 << 20;

@@ -7,6 +7,8 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
+use qvm::value::ErrorCode;
+
 use crate::lab::{Lab, guest, required, terminal::Terminal};
 
 const KEY: &str =
@@ -95,27 +97,25 @@ fn new_refuses_invalid_options() {
     let lab = Lab::new();
     lab.ok(&["new", "web", "--image", "alpine-3.23"]);
     let before = fs::read_to_string(lab.file("web")).unwrap();
-    for (arguments, code, reason) in [
-        (&["new", "web"][..], 1, "already exists\nhint: `qvm edit web` changes it"),
-        (&["new", "a", "--image", "debian13"], 2, "did you mean `debian-13`?"),
-        (&["new", "a", "--mem", "64M"], 2, "64M of memory is not enough for Debian 13"),
-        (&["new", "a", "--disk", "1"], 2, "a disk of 1 GiB is too small"),
-        (&["new", "a", "--user", "A b"], 2, "`A b` is not a valid user name"),
-        (&["new", "a", "--bridge", "a-name-of-a-bridge-too-long"], 2, "at most 15"),
-        (&["new", "a", "--ssh-key", "/nowhere/key.pub"], 1, "cannot read `/nowhere/key.pub`"),
-        (&["new", "a", "--ssh-key", "/dev/null"], 1, "`/dev/null` contains no public key"),
-        (&["new", "A"], 2, "`A` is not a VM name"),
-        (&["new"], 2, "required"),
+    for (arguments, code, exit, section) in [
+        (&["new", "web"][..], ErrorCode::VmExists, 1, "new-existing"),
+        (&["new", "a", "--image", "debian13"], ErrorCode::Usage, 2, "new-unknown-image"),
+        (&["new", "a", "--mem", "64M"], ErrorCode::Usage, 2, "new-little-memory"),
+        (&["new", "a", "--disk", "1"], ErrorCode::Usage, 2, "new-small-disk"),
+        (&["new", "a", "--user", "A b"], ErrorCode::Usage, 2, "new-invalid-user"),
+        (&["new", "a", "--bridge", "a-name-too-long-"], ErrorCode::Usage, 2, "new-long-bridge"),
+        (&["new", "a", "--ssh-key", "/no/key"], ErrorCode::FileMissing, 1, "new-missing-key"),
+        (&["new", "a", "--ssh-key", "/dev/null"], ErrorCode::NoPublicKey, 1, "new-empty-key"),
+        (&["new", "A"], ErrorCode::Usage, 2, "new-invalid-name"),
+        (&["new"], ErrorCode::Usage, 2, "new-without-name"),
     ] {
-        let output = at_home(&lab, arguments);
-        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", said(&output));
-        assert!(said(&output).contains(reason), "{arguments:?}: {}", said(&output));
+        lab.refusal(&at_home(&lab, arguments)).is(code, exit).golden("cli", section);
     }
     assert_eq!(fs::read_to_string(lab.file("web")).unwrap(), before);
     let private = lab.path().join("id");
     fs::write(&private, "-----BEGIN OPENSSH PRIVATE KEY-----\n").unwrap();
     let output = at_home(&lab, &["new", "a", "--ssh-key", private.to_str().unwrap()]);
-    assert!(said(&output).contains("is a private key") && said(&output).contains("id.pub`"));
+    lab.refusal(&output).is(ErrorCode::Usage, 2).golden("cli", "new-private-key");
     assert_eq!(names(lab.file("web").parent().unwrap()), ["web.toml"]);
 }
 
@@ -201,23 +201,21 @@ fn invalid_edit_is_not_saved() {
     let unchanged = edit(&lab, "touch \"$1\"");
     assert_eq!((said(&unchanged).as_str(), unchanged.status.code()), ("web: unchanged\n", Some(0)));
 
-    for (script, code, reason) in [
-        ("echo 'vcpus = 2' >\"$1\"", 78, "web.toml:1:1: vcpus: "),
-        ("echo 'forward = [\"2222:22\"]' >\"$1\"", 78, "is already used by `db`"),
-        ("printf 'vcpu = \\377' >\"$1\"", 78, "not UTF-8"),
-        ("echo 'vcpu = 9' >\"$1\"; exit 1", 1, "the editor `"),
-        ("rm \"$1\"", 1, "cannot read `"),
+    for (script, code, exit, section) in [
+        ("echo 'vcpus = 2' >\"$1\"", ErrorCode::InvalidFile, 78, "edit-unknown-key"),
+        ("echo 'forward = [\"2222:22\"]' >\"$1\"", ErrorCode::InvalidFile, 78, "edit-same-port"),
+        ("printf 'vcpu = \\377' >\"$1\"", ErrorCode::InvalidFile, 78, "edit-no-utf8"),
+        ("echo 'vcpu = 9' >\"$1\"; exit 1", ErrorCode::EditorFailed, 1, "edit-failed"),
+        ("rm \"$1\"", ErrorCode::FileMissing, 1, "edit-removed"),
     ] {
-        let output = edit(&lab, script);
-        assert_eq!(output.status.code(), Some(code), "{script}: {}", said(&output));
-        assert!(said(&output).contains(reason), "{script}: {}", said(&output));
+        let refusal = lab.refusal(&edit(&lab, script)).is(code, exit).clone();
+        refusal.without_copy().golden("cli", section);
         assert_eq!(fs::read_to_string(&file).unwrap(), "vcpu = 3\n", "{script}");
         assert_eq!(names(&dir), ["db.toml", "web.toml"], "{script}");
     }
 
-    let none = lab.qvm(&["edit", "none"]);
-    assert_eq!(none.status.code(), Some(3), "{}", said(&none));
-    assert!(said(&none).contains("hint: `qvm new NAME` creates one"), "{}", said(&none));
+    let none = lab.refused(&["edit", "none"]);
+    none.is(ErrorCode::VmFileMissing, 3).golden("cli", "edit-no-vm");
 }
 
 #[test]
@@ -226,8 +224,8 @@ fn concurrent_change_is_kept() {
     let file = lab.file("web");
     fs::write(&file, "vcpu = 1\n").unwrap();
     let output = edit(&lab, "echo 'vcpu = 2' >\"$1\"; echo 'vcpu = 7' >\"$FILE\"");
-    assert_eq!(output.status.code(), Some(1));
-    assert!(said(&output).contains("was changed by another process"), "{}", said(&output));
+    let refusal = lab.refusal(&output).is(ErrorCode::VmFileChanged, 1).clone();
+    refusal.without_copy().golden("cli", "edit-changed");
     assert_eq!(fs::read_to_string(&file).unwrap(), "vcpu = 7\n");
     // The edited text is not lost, and the hint contains its path.
     let kept = names(file.parent().unwrap()).into_iter().find(|name| name.starts_with(".qvm-"));
@@ -262,8 +260,7 @@ fn edit_reports_effects_on_running_vm() {
     let output = edit(&lab, "sed -i 's/^mem.*/mem = \"200M\"/; s/^vcpu.*/vcpu = 2/' \"$1\"");
     let said = said(&output);
     assert!(output.status.success(), "{said}");
-    assert!(said.contains("web: pending: mem: 256M -> 200M, at `qvm apply`\n"), "{said}");
-    assert!(said.contains("web: pending: vcpu: 1 -> 2, when the guest reboots\n"), "{said}");
+    lab.golden("cli", "edit-of-a-running-vm", &said);
     lab.ok(&["kill", "web"]);
 }
 

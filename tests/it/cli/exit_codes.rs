@@ -6,7 +6,10 @@ use std::{
     process::{Command, Stdio},
 };
 
+use qvm::value::ErrorCode;
 use tempfile::TempDir;
+
+use crate::lab::refusal::{Refusal, golden};
 
 /// A lab, with the expected result of one call.
 struct Test {
@@ -40,20 +43,27 @@ impl Test {
         command
     }
 
-    /// Checks the exit code and standard error, and returns standard output; `DIR` is the
-    /// directory.
+    /// Standard output of a command with this exit code and without an error; `DIR` is the lab.
     #[track_caller]
-    fn says(&self, words: &[&str], code: i32, err: &str) -> String {
+    fn says(&self, words: &[&str], exit: i32) -> String {
         let output = self.command(words).output().unwrap();
         let dir = self.dir.path().display().to_string();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap().replace(&dir, "DIR");
-        let told = text(output.stderr);
-        assert_eq!((output.status.code(), told.as_str()), (Some(code), err), "{words:?}");
+        let err = text(output.stderr);
+        assert_eq!((output.status.code(), err.as_str()), (Some(exit), ""), "{words:?}");
         text(output.stdout)
+    }
+
+    /// Standard output of a command that fails with these codes and the text of a golden section.
+    #[track_caller]
+    fn refused(&self, words: &[&str], code: ErrorCode, exit: i32, golden: &str) -> String {
+        let output = self.command(words).output().unwrap();
+        let refusal = Refusal::new(&output, &self.dir.path().display().to_string());
+        refusal.is(code, exit).golden("cli", golden);
+        String::from_utf8(output.stdout).unwrap()
     }
 }
 
-const NOBODY: &str = "error: there is no VM `web`\nhint: `qvm list` shows all VMs\n";
 const HEAD: &str = "NAME  STATE  WHY  VCPU  MEM  RSS  CPU%  IP  UPTIME  PEND\n";
 
 #[test]
@@ -63,18 +73,15 @@ fn usage_errors_are_code_2() {
         let output = test.command(words).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{words:?}");
     }
-    let err = "error: invalid value 'We_b' for '<NAME>...': `We_b` is not a VM name: use a-z, \
-               0-9 and `-`, \
-               with a letter or digit at both ends\n\nFor more information, try '--help'.\n";
-    test.says(&["start", "We_b"], 2, err);
+    test.refused(&["start", "We_b"], ErrorCode::Usage, 2, "invalid-name");
 }
 
 #[test]
 fn empty_directory_is_an_empty_list() {
     let test = Test::new();
-    assert_eq!(test.says(&["list"], 0, ""), HEAD);
-    assert_eq!(test.says(&["list", "--json"], 0, ""), "[]\n");
-    assert_eq!(test.says(&["status", "--json"], 0, ""), "[]\n");
+    assert_eq!(test.says(&["list"], 0), HEAD);
+    assert_eq!(test.says(&["list", "--json"], 0), "[]\n");
+    assert_eq!(test.says(&["status", "--json"], 0), "[]\n");
 }
 
 #[test]
@@ -83,7 +90,7 @@ fn unknown_vm_is_code_3() {
     for verb in
         ["status", "start", "stop", "restart", "reboot", "kill", "pause", "resume", "reload"]
     {
-        assert_eq!(test.says(&[verb, "web"], 3, NOBODY), "", "{verb}");
+        assert_eq!(test.refused(&[verb, "web"], ErrorCode::VmNotFound, 3, "no-vm"), "", "{verb}");
     }
     for words in [
         &["console", "web"][..],
@@ -92,9 +99,10 @@ fn unknown_vm_is_code_3() {
         &["exec", "web", "--", "true"],
         &["rm", "web", "--disks", "--yes"],
     ] {
-        assert_eq!(test.says(words, 3, NOBODY), "", "{words:?}");
+        assert_eq!(test.refused(words, ErrorCode::VmNotFound, 3, "no-vm"), "", "{words:?}");
     }
-    assert_eq!(test.says(&["status", "web", "--json"], 3, NOBODY), "[]\n");
+    let words = ["status", "web", "--json"];
+    assert_eq!(test.refused(&words, ErrorCode::VmNotFound, 3, "no-vm"), "[]\n");
     assert!(
         !Path::new(&test.path("state")).exists(),
         "something was made for a VM that is not there"
@@ -106,39 +114,34 @@ fn stopped_vm() {
     let test =
         Test::new().file("config/vms/web.toml", "vcpu = 2\nmem = \"512M\"\nip = \"10.0.0.2/24\"\n");
     for verb in ["stop", "kill", "reboot", "pause", "resume", "reload", "console", "events"] {
-        test.says(&[verb, "web"], 3, "error: web: not running\n");
+        test.refused(&[verb, "web"], ErrorCode::NotRunning, 3, "not-running");
     }
-    test.says(&["log", "web"], 3, "error: web: its console has no output yet\n");
-    let table = test.says(&["list"], 0, "");
+    test.refused(&["log", "web"], ErrorCode::NoOutput, 3, "no-output");
+    let table = test.says(&["list"], 0);
     assert_eq!(
         table,
         "NAME  STATE    WHY  VCPU   MEM  RSS  CPU%  IP        UPTIME  PEND\n\
          web   stopped  -       2  512M    -     -  10.0.0.2  -          -\n"
     );
-    let json = test.says(&["status", "web", "--json"], 3, "");
+    let json = test.says(&["status", "web", "--json"], 3);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json[0]["state"], "stopped");
     assert_eq!((&json[0]["vcpu"], &json[0]["pid"]), (&2.into(), &serde_json::Value::Null));
-    let both = "error: a: not running\nerror: there is no VM `b`\nhint: `qvm list` shows all VMs\n";
     let test = test.file("config/vms/a.toml", "vcpu = 1\n");
-    test.says(&["stop", "a", "b", "a"], 3, both);
+    test.refused(&["stop", "a", "b", "a"], ErrorCode::VmNotFound, 3, "two-vms");
 }
 
 #[test]
 fn broken_file_is_listed_as_invalid() {
     let test = Test::new().file("config/vms/web.toml", "vcpu = 0\n");
     let problem = "error: DIR/config/vms/web.toml:1:8: vcpu: ";
-    let table = test.says(&["list"], 0, "");
+    let table = test.says(&["list"], 0);
     let lines: Vec<&str> = table.lines().collect();
     assert_eq!(lines.len(), 3, "{table}");
     assert_eq!(lines[1], "web   invalid  -       -    -    -     -  -   -          -");
     assert!(lines[2].starts_with(&format!("  {problem}")), "{table}");
     // Nothing is started or created.
-    let output = test.command(&["start", "web"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(78));
-    let err = String::from_utf8(output.stderr).unwrap().replace(&test.path(""), "DIR/");
-    assert!(err.starts_with(problem), "{err}");
-    assert_eq!(err.matches("error: ").count(), 1, "{err}");
+    test.refused(&["start", "web"], ErrorCode::InvalidFile, 78, "invalid-file");
     assert!(!Path::new(&test.path("state")).exists());
 }
 
@@ -147,21 +150,16 @@ fn log_includes_its_older_part() {
     let test = Test::new()
         .file("state/vms/web/console.log.1", "one\ntwo\n")
         .file("state/vms/web/console.log", "three\n");
-    assert_eq!(test.says(&["log", "web"], 0, ""), "one\ntwo\nthree\n");
-    assert_eq!(test.says(&["log", "web", "-n", "2"], 0, ""), "two\nthree\n");
+    assert_eq!(test.says(&["log", "web"], 0), "one\ntwo\nthree\n");
+    assert_eq!(test.says(&["log", "web", "-n", "2"], 0), "two\nthree\n");
 }
 
 #[test]
 fn rm_requires_disks_option() {
     let test =
         Test::new().file("config/vms/web.toml", "vcpu = 1\n").file("state/vms/web/root.raw", "x");
-    let what = "error: web: nothing removed: `--disks` is required\n\
-                hint: `qvm rm web --disks` deletes its disks, identity and logs; \
-                the VM file is kept\n";
-    test.says(&["rm", "web"], 2, what);
-    let ask = "error: web: nothing removed: cannot ask for confirmation without a terminal\n\
-               hint: `--yes` skips the question\n";
-    test.says(&["rm", "web", "--disks"], 2, ask);
+    test.refused(&["rm", "web"], ErrorCode::Usage, 2, "rm-without-disks");
+    test.refused(&["rm", "web", "--disks"], ErrorCode::Usage, 2, "rm-without-terminal");
     assert_eq!(fs::read(test.path("state/vms/web/root.raw")).unwrap(), b"x");
 }
 
@@ -174,13 +172,14 @@ fn rm_follows_no_link() {
         .file("run/web/lock", "");
     std::os::unix::fs::symlink(test.path("state/vms/other"), test.path("state/vms/web/link"))
         .unwrap();
-    let out = test.says(&["rm", "web", "--disks", "--yes"], 0, "");
+    let out = test.says(&["rm", "web", "--disks", "--yes"], 0);
     assert_eq!(out, "web: removed DIR/state/vms/web\n");
     assert!(!Path::new(&test.path("state/vms/web")).exists());
     for kept in ["state/vms/other/root.raw", "config/vms/web.toml", "run/web/lock"] {
         assert!(Path::new(&test.path(kept)).exists(), "{kept} is gone");
     }
-    test.says(&["rm", "web", "--disks", "--yes"], 3, "error: web: nothing to remove\n");
+    let words = ["rm", "web", "--disks", "--yes"];
+    test.refused(&words, ErrorCode::NothingToRemove, 3, "nothing-to-remove");
 }
 
 #[test]
@@ -207,12 +206,8 @@ fn missing_runtime_dir_is_explained() {
         command.arg("list").env_clear().env("HOME", "/nonexistent").uid(65_534).gid(65_534);
     }
     let output = command.current_dir("/").output().unwrap();
-    let err = "error: cannot find the directory of sockets: `XDG_RUNTIME_DIR` is not set\n\
-               hint: set it to an absolute path, or use --runtime-dir\n";
-    assert_eq!(
-        (output.status.code(), String::from_utf8(output.stderr).unwrap().as_str()),
-        (Some(1), err)
-    );
+    let refusal = Refusal::new(&output, "DIR");
+    refusal.is(ErrorCode::DirectoryUnknown, 1).golden("cli", "no-runtime-dir");
 }
 
 /// A process with the name of a QEMU, which ends with its test.
@@ -243,28 +238,25 @@ fn unsupervised_qemu_keeps_its_disks() {
         "mac": null,
     });
     let test = test.file("run/web/record.json", &record.to_string());
-    let said = format!(
-        "error: web: its QEMU process (pid {pid}) runs without a supervisor\n\
-         hint: `qvm start web` adopts it\n"
-    );
-    test.says(&["rm", "web", "--disks", "--yes"], 1, &said);
+    let alone = |words: &[&str]| {
+        test.refused(words, ErrorCode::NoSupervisor, 1, "no-supervisor");
+    };
+    alone(&["rm", "web", "--disks", "--yes"]);
     assert_eq!(fs::read(test.path("state/vms/web/root.raw")).unwrap(), b"x");
     for verb in ["stop", "pause", "console"] {
-        test.says(&[verb, "web"], 1, &said);
+        alone(&[verb, "web"]);
     }
     // Only a QEMU is killed.
-    let not_qemu = format!(
-        "error: web: the process of the run record (pid {pid}) is not proven to execute QEMU\n\
-         hint: inspect the process with `ps -fp {pid}`; `kill {pid}` ends it\n"
-    );
-    test.says(&["kill", "web"], 75, &not_qemu);
-    let table = test.says(&["list"], 0, "");
+    let not_qemu = Refusal::new(&test.command(&["kill", "web"]).output().unwrap(), "DIR");
+    not_qemu.is(ErrorCode::StateUnknown, 75);
+    golden("cli", "not-a-qemu", &not_qemu.text.replace(&pid.to_string(), "N"));
+    let table = test.says(&["list"], 0);
     assert!(table.contains(&format!("(pid {pid}) runs without a supervisor")), "{table}");
-    let json = test.says(&["status", "web", "--json"], 0, "");
+    let json = test.says(&["status", "web", "--json"], 0);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!((&json[0]["state"], &json[0]["pid"]), (&"running".into(), &pid.into()));
     // After its exit, no confirmation is necessary.
     drop(qemu);
-    test.says(&["rm", "web", "--disks", "--yes"], 0, "");
+    test.says(&["rm", "web", "--disks", "--yes"], 0);
     assert!(!Path::new(&test.path("state/vms/web")).exists());
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use crate::lab::{Lab, guest, signal, until};
+use qvm::value::ErrorCode;
 use serde_json::{Value, json};
 
 const SIGHUP: i32 = 1;
@@ -68,10 +69,8 @@ fn sighup_and_reload_apply_live_keys() {
     assert_eq!(lab.status("web")["cpuWeight"], 300);
     // An invalid file changes nothing, and is reported.
     rewrite(&lab, "vcpu = 2", "vcpu = 2000");
-    let output = lab.qvm(&["reload", "web"]);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("2000 is out of range"), "{said}");
+    let refusal = lab.refused(&["reload", "web"]);
+    refusal.is(ErrorCode::InvalidFile, 1).golden("cli", "reload-of-an-invalid-file");
     assert!(lab.has_note("web", "vm-file-invalid"), "{:?}", lab.notes("web"));
     assert_eq!(lab.status("web")["state"], "running");
 }
@@ -134,12 +133,8 @@ fn systemd_lists_the_machine() {
 #[test]
 fn rm_requires_a_stopped_vm() {
     let Some((lab, _)) = ready("boot.qcow2", "") else { return };
-    let output = lab.qvm(&["rm", "web", "--disks", "--yes"]);
-    assert_eq!(output.status.code(), Some(1));
-    assert_eq!(
-        String::from_utf8_lossy(&output.stderr),
-        "error: web: it is running\nhint: stop it first: `qvm stop web`\n"
-    );
+    let refusal = lab.refused(&["rm", "web", "--disks", "--yes"]);
+    refusal.is(ErrorCode::VmRunning, 1).golden("cli", "rm-of-a-running-vm");
     lab.ok(&["stop", "web"]);
     for (typed, removed) in [("wed\n", false), ("web\n", true)] {
         let pty = nix::pty::openpty(None, None).unwrap();
@@ -152,10 +147,7 @@ fn rm_requires_a_stopped_vm() {
         let mut said = String::new();
         child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
         assert_eq!(child.wait().unwrap().success(), removed, "{said}");
-        assert!(
-            said.contains("root.qcow2 (") && said.contains("Type the name of the VM"),
-            "{said}"
-        );
+        assert!(said.contains("root.qcow2"), "{said}");
         assert_eq!(lab.state("web", "root.qcow2").exists(), !removed);
     }
     assert!(lab.file("web").exists());

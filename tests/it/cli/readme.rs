@@ -8,7 +8,12 @@ use std::{
     process::Command,
 };
 
-use qvm::{cli::Cli, doctor::rules::FindingCode, spec, value::NoteCode};
+use qvm::{
+    cli::Cli,
+    doctor::rules::FindingCode,
+    spec,
+    value::{ErrorCode, NoteCode},
+};
 
 use crate::lab::{Lab, guest, network::Network};
 
@@ -151,6 +156,19 @@ fn notes_document_has_all_codes() {
     let notes = NoteCode::ALL.iter().map(|(code, meaning)| row(code.word(), meaning));
     let findings = FindingCode::ALL.iter().map(|(code, meaning)| row(code.word(), meaning));
     assert_eq!(rows, notes.chain(findings).collect::<Vec<_>>());
+}
+
+/// The document of the errors is that of `qvm man`, with a row for each code.
+#[test]
+fn errors_document_is_generated() {
+    let page = fs::read_to_string(top().join("docs/reference/errors.md")).unwrap();
+    let words = ["man", "qvm-errors", "--format", "markdown"];
+    let printed = Command::new(env!("CARGO_BIN_EXE_qvm")).args(words).output().unwrap();
+    assert_eq!(page, String::from_utf8(printed.stdout).unwrap(), "run `make docs`");
+    for (code, meaning) in ErrorCode::ALL {
+        let row = format!("| `{code}` | {} | {meaning} |", code.exit_code());
+        assert!(page.lines().any(|line| line == row), "{row}");
+    }
 }
 
 /// Every `qvm …` in shell blocks and between backticks.

@@ -1,5 +1,7 @@
 //! `qvm top` on a terminal of 80 columns and 24 lines.
 
+use qvm::value::ErrorCode;
+
 use crate::lab::{
     Lab, guest,
     terminal::{COLUMNS, LINES, Terminal},
@@ -106,10 +108,5 @@ fn top_restores_the_terminal() {
     crate::lab::signal(top.0.child.id().try_into().unwrap(), 15);
     assert_eq!(top.0.code(), Some(143));
     assert!(!top.0.is_raw());
-    let output = lab.qvm(&["top"]);
-    assert_eq!(output.status.code(), Some(2));
-    assert!(
-        String::from_utf8_lossy(&output.stderr).contains("`qvm top` requires a terminal"),
-        "{output:?}"
-    );
+    lab.refused(&["top"]).is(ErrorCode::Usage, 2).golden("cli", "top-without-terminal");
 }

@@ -9,6 +9,7 @@ use std::{
     sync::atomic::{AtomicU16, Ordering},
 };
 
+use qvm::value::ErrorCode;
 use serde_json::json;
 
 use crate::lab::{Lab, guest, until};
@@ -20,12 +21,6 @@ fn started(more: &str) -> Option<Lab> {
     lab.ok(&["start", "web"]);
     lab.says("web", "BOOT-GUEST-READY", 1);
     Some(lab)
-}
-
-fn failed(lab: &Lab, arguments: &[&str]) -> (Option<i32>, String) {
-    let output = lab.qvm(arguments);
-    assert!(!output.status.success(), "{output:?}");
-    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
 /// The width, the height, and the number of pixels that are not black.
@@ -48,32 +43,31 @@ fn screenshot_shows_firmware_text() {
     assert!(lit > 100, "the screen is black");
     let output = lab.qvm(&["screenshot", "web", "-"]);
     assert_eq!(picture(&output.stdout).0, width);
-    let (code, said) = failed(&lab, &["screenshot", "web", "/nonexistent/screen.png"]);
-    assert!(code == Some(1) && said.contains("/nonexistent/"), "{said}");
-    assert_eq!(failed(&lab, &["vnc", "web"]).0, Some(3));
+    let refusal = lab.refused(&["screenshot", "web", "/nonexistent/screen.png"]);
+    refusal.is(ErrorCode::FileMissing, 1).golden("control", "screenshot-to-no-directory");
+    lab.refused(&["vnc", "web"]).is(ErrorCode::ScreenNotServed, 3).golden("control", "no-vnc");
     lab.ok(&["kill", "web"]);
 }
 
 #[test]
 fn keys_work_without_a_screen() {
     let Some(lab) = started("") else { return };
-    let (code, said) = failed(&lab, &["screenshot", "web", "-"]);
-    assert_eq!(code, Some(1));
-    assert!(said.contains("the VM has no screen; add `[display]` to the VM file"), "{said}");
+    let refusal = lab.refused(&["screenshot", "web", "-"]);
+    refusal.is(ErrorCode::NoScreen, 1).golden("control", "no-screen");
     let text = "Hello, World! ~`1234567890-=[];'\\,./ !@#$%^&*()_+{}:\"|<>?";
     lab.ok(&["type", "--enter", "web", text]);
     lab.says("web", &format!("{text}\r"), 1);
     lab.ok(&["sendkey", "web", "shift-a", "b", "f5"]);
     lab.says("web", "Ab?", 1);
-    let (code, said) = failed(&lab, &["type", "web", "größe"]);
-    assert!(code == Some(1) && said.contains("`ö` is not on a US keyboard"), "{said}");
-    let (code, said) = failed(&lab, &["sendkey", "web", "ctrl-alt-bogus"]);
-    assert!(code == Some(2) && said.contains("`bogus` is not a key"), "{said}");
+    let refusal = lab.refused(&["type", "web", "größe"]);
+    refusal.is(ErrorCode::CharacterUnknown, 1).golden("control", "character-unknown");
+    let refusal = lab.refused(&["sendkey", "web", "ctrl-alt-bogus"]);
+    refusal.is(ErrorCode::KeyUnknown, 2).golden("control", "key-unknown");
     // The firmware reads it as the right key.
     lab.ok(&["sendkey", "web", "ctrl-alt-del"]);
     lab.says("web", "BOOT-GUEST-READY", 2);
     lab.ok(&["kill", "web"]);
-    assert_eq!(failed(&lab, &["sendkey", "web", "a"]).0, Some(3));
+    lab.refused(&["sendkey", "web", "a"]).is(ErrorCode::NotRunning, 3);
 }
 
 /// The first message of a VNC server (RFC 6143, 7.1.1), and its security types.
@@ -195,19 +189,19 @@ fn vnc_port_requires_a_password() {
     let tcp = format!("[display]\nvnc = \"127.0.0.1:{port}\"\npasswordFile = \"web.vnc\"\n");
     lab.vm("web", &image, &tcp);
     let secret = lab.file("web").with_file_name("web.vnc");
-    let (code, said) = failed(&lab, &["start", "web"]);
-    assert!(code == Some(1) && said.contains("web.vnc` does not exist"), "{said}");
+    let refused = |code, exit, section: &str| {
+        let refusal = lab.refused(&["start", "web"]).without_log();
+        refusal.is(code, exit);
+        refusal.masked(&port.to_string(), "PORT").golden("control", section);
+    };
+    refused(ErrorCode::VncPasswordMissing, 1, "vnc-without-password");
     fs::write(&secret, "much-too-long\n").unwrap();
-    assert!(failed(&lab, &["start", "web"]).1.contains("has 13 bytes, but VNC accepts 1 to 8"));
+    refused(ErrorCode::VncPasswordInvalid, 1, "vnc-long-password");
     fs::write(&secret, b"\xff\xfe\n").unwrap();
-    assert!(failed(&lab, &["start", "web"]).1.contains("is not text (UTF-8)"));
+    refused(ErrorCode::VncPasswordInvalid, 1, "vnc-password-no-text");
     fs::write(&secret, "se,cr=t\n").unwrap();
     let taken = TcpListener::bind(("127.0.0.1", port)).unwrap();
-    let (code, said) = failed(&lab, &["start", "web"]);
-    assert!(
-        code == Some(75) && said.contains(&format!("cannot listen on `127.0.0.1:{port}`")),
-        "{said}"
-    );
+    refused(ErrorCode::PortInUse, 75, "vnc-port-in-use");
     drop(taken);
     lab.ok(&["start", "web"]);
     assert_eq!(lab.ok(&["vnc", "web"]), format!("127.0.0.1:{port}\n"));
@@ -333,8 +327,9 @@ fn screen_address_changes_live() {
     let number = taken.local_addr().unwrap().port();
     assert!(number >= 5900, "{number}");
     lab.vm("web", &image, &at(number));
-    let (_, why) = failed(&lab, &["apply", "web"]);
-    assert!(why.contains(&format!("cannot listen on `127.0.0.1:{number}`")), "{why}");
+    let refusal = lab.refused(&["apply", "web"]);
+    assert_eq!(refusal.code, ErrorCode::NotApplied);
+    refusal.masked(&number.to_string(), "PORT").golden("control", "apply-of-a-used-port");
     let status = lab.status("web");
     assert!(status["vnc"].is_null() && pending(&status) == Some("live".into()), "{status}");
     assert_eq!(lab.notes("web"), ["screen-not-served display.vnc"]);

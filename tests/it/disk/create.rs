@@ -17,8 +17,10 @@ use qvm::{
     spec::{self, Bus, Checksum, Disk, Format, Image, Media, Origin, Source},
     store::layout::VmPaths,
     sys::progress::{At, Cancel, Progress, Quiet},
-    value::{Explain, Note, NoteCode},
+    value::{ErrorCode, Explain, Note, NoteCode, chain},
 };
+
+use crate::lab::refusal::golden_error;
 
 struct Place {
     dir: tempfile::TempDir,
@@ -59,6 +61,12 @@ impl Place {
             .args(["-f", format.name(), "-c", "write -P 7 0 1M"])
             .arg(&path));
         path
+    }
+
+    /// Compares an error with a golden section.
+    #[track_caller]
+    fn golden(&self, section: &str, error: &Error) {
+        golden_error("disk", section, error, self.dir.path());
     }
 
     fn state(&self) -> Vec<String> {
@@ -108,16 +116,6 @@ fn starts_with_sevens(ready: &Ready) {
         .args(["-r", "-f", ready.format.name(), "-c", "read -P 7 0 1M", "-c", "read -P 0 1M 7M"])
         .arg(&ready.path));
     assert!(!out.contains("failed"), "{out}");
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(&format!(": {cause}"));
-        next = cause.source();
-    }
-    text
 }
 
 fn size(text: &str) -> Option<qvm::value::Size> {
@@ -294,28 +292,19 @@ fn failure_leaves_nothing() {
     .unwrap();
     std::fs::set_permissions(&fake, PermissionsExt::from_mode(0o755)).unwrap();
     let error = place.ensure_with(&from(&path), fake.to_str().unwrap()).unwrap_err();
-    let expected = format!(
-        "disk root: `qemu-img convert` failed on `{}`: No space left on device",
-        path.display()
-    );
-    assert_eq!(chain(&error), expected);
-    assert!(error.hint().unwrap().contains("qvm image prune"));
+    assert_eq!(error.code(), ErrorCode::NoSpace);
+    place.golden("create-without-space", &error);
     assert_eq!(place.state(), [""; 0]);
 
     let missing = from(Path::new("/nowhere/x.qcow2"));
     let error = place.ensure(&missing).unwrap_err();
-    assert_eq!(
-        chain(&error),
-        "disk root: cannot read `/nowhere/x.qcow2`: No such file or directory (os error 2)"
-    );
+    assert_eq!(error.code(), ErrorCode::FileMissing);
+    place.golden("create-from-missing-image", &error);
     assert_eq!(place.state(), [""; 0]);
 
     let error = place.ensure(&of(Source::Existing)).unwrap_err();
-    assert!(
-        chain(&error).ends_with("and the VM file has no image to create it from"),
-        "{}",
-        chain(&error)
-    );
+    assert_eq!(error.code(), ErrorCode::DiskMissing);
+    place.golden("create-without-image", &error);
 }
 
 #[test]
@@ -366,8 +355,8 @@ fn damaged_disk_is_reported_and_kept() {
     let path = place.vm.state.join("root.qcow2");
     std::fs::write(&path, "not qcow2").unwrap();
     let error = place.ensure(&from(&place.image(Format::Qcow2))).unwrap_err();
-    let expected = format!("disk root: `{}` is damaged: the file is not qcow2", path.display());
-    assert_eq!(chain(&error), expected);
+    assert_eq!(error.code(), ErrorCode::DiskDamaged);
+    place.golden("damaged", &error);
     assert_eq!(std::fs::read(&path).unwrap(), b"not qcow2");
 }
 
@@ -384,35 +373,21 @@ fn operator_disk_is_unchanged() {
     let noted = place.ensure(&file(&qcow2, Format::Raw)).unwrap();
     assert_eq!(codes(&noted.notes), [NoteCode::DiskShownAsQcow2]);
 
-    let said = |disk: Disk| {
+    let device = |path: &Path| of(Source::Device(path.to_owned()));
+    for (disk, code, section) in [
+        (file(&raw, Format::Qcow2), ErrorCode::DiskWrongType, "own-raw-as-qcow2"),
+        (file(&missing, Format::Raw), ErrorCode::DiskMissing, "own-missing"),
+        (file(place.dir.path(), Format::Raw), ErrorCode::DiskWrongType, "own-directory"),
+        (device(&raw), ErrorCode::DiskWrongType, "own-file-as-device"),
+        (device(Path::new("/dev/nowhere")), ErrorCode::DiskMissing, "own-missing-device"),
+        (device(Path::new("/dev/null")), ErrorCode::DiskWrongType, "own-character-device"),
+        (file(Path::new("/dev/null"), Format::Raw), ErrorCode::DiskWrongType, "own-device-as-file"),
+    ] {
         let error = place.ensure(&disk).unwrap_err();
-        format!("{} | {}", chain(&error), error.hint().unwrap_or_default())
-    };
-    assert_eq!(
-        said(file(&raw, Format::Qcow2)),
-        format!(
-            "disk root: `{}` is not qcow2 | set `format = \"raw\"` if it is a raw image",
-            raw.display()
-        )
-    );
-    assert_eq!(
-        said(file(&missing, Format::Raw)),
-        format!(
-            "disk root: cannot open `{}` for writing: No such file or directory (os error 2) | \
-             qvm does \
-             not create files of `path`: create it, or replace `path` by `size`",
-            missing.display()
-        )
-    );
+        assert_eq!(error.code(), code, "{section}");
+        place.golden(section, &error);
+    }
     assert!(!missing.exists());
-    assert!(said(file(place.dir.path(), Format::Raw)).contains("is not a regular file"));
-    let device = of(Source::Device(raw.clone()));
-    assert!(said(device).contains("is not a block device | use `path` instead of `device`"));
-    let gone = of(Source::Device("/dev/nowhere".into()));
-    assert!(said(gone).starts_with("disk root: cannot open `/dev/nowhere` for writing"));
-    let null = Source::Device("/dev/null".into());
-    assert!(said(of(null)).contains("is not a block device"));
-    assert!(said(file(Path::new("/dev/null"), Format::Raw)).contains("is not a regular file"));
     // A CD is never opened for writing.
     let iso = Disk { media: Media::Cdrom, ..file(&raw, Format::Raw) };
     std::fs::set_permissions(&raw, PermissionsExt::from_mode(0o444)).unwrap();

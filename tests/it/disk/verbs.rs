@@ -9,6 +9,8 @@ use std::{
 
 use serde_json::{Value, json};
 
+use qvm::value::ErrorCode;
+
 use crate::lab::{Lab, guest, loops::Loop, required};
 
 fn sh(program: &str, arguments: &[&str]) {
@@ -80,8 +82,7 @@ fn exit_code_is_the_worst_result() {
     count(&data, 100, 1);
     let (code, out, err) = text(&lab.qvm(&["disk", "check", "web"]));
     assert_eq!(code, Some(4), "{out}{err}");
-    assert!(out.contains("web: data: 1 leaked clusters"), "{out}");
-    assert!(err.contains("hint: data: `qemu-img check -r leaks "), "{err}");
+    lab.golden("disk", "check-leaks", &(out + &err));
     assert_eq!(text(&lab.qvm(&["disk", "check", "web", "--disk", "root"])).0, Some(0));
 
     // A used cluster without a reference will be overwritten.
@@ -90,8 +91,7 @@ fn exit_code_is_the_worst_result() {
     let before = fs::read(&root).unwrap();
     let (code, out, err) = text(&lab.qvm(&["disk", "check", "web"]));
     assert_eq!(code, Some(5), "{out}{err}");
-    assert!(out.contains("web: root: corrupt: "), "{out}");
-    assert!(err.contains("restore it from a backup"), "{err}");
+    lab.golden("disk", "check-corrupt", &(out + &err));
     assert!(fs::read(&root).unwrap() == before, "a check changes nothing");
 
     let all = json_of(&lab, &["disk", "check", "web", "--json"]);
@@ -108,7 +108,7 @@ fn file_that_cannot_be_checked_is_not_clean() {
     fs::write(&root, [7; 8192]).unwrap();
     let (code, out, _) = text(&lab.qvm(&["disk", "check", "web"]));
     assert_eq!(code, Some(5), "{out}");
-    assert!(out.contains("its header is not one of a qcow2 file"), "{out}");
+    lab.golden("disk", "check-no-qcow2", &out);
 
     // The check did not complete: qemu-img is killed, or does not exist.
     fs::remove_file(&root).unwrap();
@@ -120,26 +120,26 @@ fn file_that_cannot_be_checked_is_not_clean() {
     let mut command = lab.command(&["disk", "check", "web"]);
     let (code, out, _) = text(&command.env("PATH", &fake).output().unwrap());
     assert_eq!(code, Some(1), "{out}");
-    assert!(out.contains("web: root: not checked: "), "{out}");
+    lab.golden("disk", "check-killed", &out);
     let mut command = lab.command(&["disk", "check", "web"]);
     let (code, out, err) = text(&command.env("PATH", "/nowhere").output().unwrap());
     assert_eq!(code, Some(1), "{out}");
-    assert!(err.contains("install qemu-img"), "{err}");
+    lab.golden("disk", "check-without-qemu-img", &(out + &err));
 }
 
 #[test]
 fn unknown_names_exit_with_3() {
     let lab = lab_with("[disk.root]\nsize = \"8M\"\n");
-    for arguments in [
-        &["disk", "check", "other"][..],
-        &["disk", "list", "other"],
-        &["disk", "check", "web", "--disk", "other"],
+    for (arguments, code, section) in [
+        (&["disk", "check", "other"][..], ErrorCode::VmNotFound, "unknown-vm"),
+        (&["disk", "list", "other"], ErrorCode::VmNotFound, "unknown-vm"),
+        (&["disk", "check", "web", "--disk", "other"], ErrorCode::DiskUnknown, "unknown-disk"),
     ] {
-        assert_eq!(text(&lab.qvm(arguments)).0, Some(3), "{arguments:?}");
+        lab.refused(arguments).is(code, 3).golden("disk", section);
     }
     fs::write(lab.file("web"), "mem = 1\n").unwrap();
-    assert_eq!(text(&lab.qvm(&["disk", "check", "web"])).0, Some(78));
-    assert_eq!(text(&lab.qvm(&["disk", "list", "web"])).0, Some(78));
+    lab.refused(&["disk", "check", "web"]).is(ErrorCode::InvalidFile, 78);
+    lab.refused(&["disk", "list", "web"]).is(ErrorCode::InvalidFile, 78);
 }
 
 #[test]
@@ -148,9 +148,8 @@ fn running_vm_is_not_checked() {
     let lab = Lab::new();
     lab.vm("web", &image, "");
     lab.ok(&["start", "web"]);
-    let (code, _, err) = text(&lab.qvm(&["disk", "check", "web"]));
-    assert_eq!(code, Some(1), "{err}");
-    assert!(err.contains("it is running") && err.contains("`qvm stop web`"), "{err}");
+    let refusal = lab.refused(&["disk", "check", "web"]);
+    refusal.is(ErrorCode::VmRunning, 1).golden("disk", "check-of-a-running-vm");
     // A list changes nothing, and needs no lock.
     let all = json_of(&lab, &["disk", "list", "web", "--json"]);
     assert_eq!((&all[0]["disk"], &all[0]["exists"]), (&json!("root"), &json!(true)));

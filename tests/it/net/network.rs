@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::lab::refusal::golden_error;
 use crate::netns::{inside, interface, ip};
 use qvm::{
     net::{
@@ -18,7 +19,7 @@ use qvm::{
     sandbox::spawn,
     spec::AntiSpoof,
     sys::pidfd::{Process, Signal},
-    value::Explain,
+    value::{ErrorCode, Explain},
 };
 
 fn planned(bridge: &str, mtu: Option<u16>) -> Tap {
@@ -143,7 +144,7 @@ fn multi_queue_tap_is_recognized() {
         assert!(many.multi_queue && !one.multi_queue);
         let error = error.of_multi_queue();
         assert!(matches!(&error, tap::Error::MultiQueue { name } if name.as_str() == "qvm-web"));
-        assert!(error.hint().unwrap().contains("ip tuntap add qvm-web mode tap"));
+        golden_error("net", "multi-queue-tap", &error, Path::new("/nowhere"));
     });
 }
 
@@ -175,13 +176,12 @@ fn missing_bridge_error_lists_bridges() {
         let _fd = tap::open(&plan.name, broker::tun()).unwrap();
         let attach = || with_links(async |links| links.attach(&plan).await).unwrap_err();
         let error = attach();
-        assert_eq!(error.to_string(), "bridge `br9` does not exist");
-        assert!(error.hint().unwrap().starts_with("this host has no bridge; create it"));
+        assert_eq!(error.code(), ErrorCode::BridgeMissing);
+        golden_error("net", "no-bridge", &error, Path::new("/nowhere"));
         ip("link add vmbr1 type bridge");
         ip("link add br0 type bridge");
         ip("link add veth0 type veth peer name veth1");
-        let hint = attach().hint().unwrap();
-        assert!(hint.ends_with("existing bridge: `br0`, `vmbr1`"), "{hint}");
+        golden_error("net", "other-bridges", &attach(), Path::new("/nowhere"));
         assert_eq!(interface("qvm-web").unwrap()["master"], serde_json::Value::Null);
     });
 }
@@ -193,8 +193,8 @@ fn interface_that_is_no_bridge_is_named() {
         let plan = planned("br0", None);
         let _fd = tap::open(&plan.name, broker::tun()).unwrap();
         let error = with_links(async |links| links.attach(&plan).await).unwrap_err();
-        assert_eq!(error.to_string(), "`br0` is not a bridge but an interface of kind `veth`");
-        assert!(error.hint().unwrap().contains("this host has none"));
+        assert_eq!(error.code(), ErrorCode::NotABridge);
+        golden_error("net", "veth-is-no-bridge", &error, Path::new("/nowhere"));
     });
 }
 
@@ -215,10 +215,11 @@ fn tap_in_use_is_refused_until_closed() {
             // This descriptor is closed by now; the holder's is open.
             let error = tap::open(&plan.name, broker::tun()).unwrap_err();
             let owner = links.find(error.taken().unwrap()).await.unwrap().unwrap().described();
-            let text = error.of(owner).to_string();
+            let error = error.of(owner);
             holder.signal(Signal::KILL).unwrap();
             tokio::time::timeout(Duration::from_secs(60), holder.wait()).await.unwrap();
-            assert_eq!(text, "the name is in use by `qvm:web:net`");
+            assert_eq!(error.code(), ErrorCode::TapInUse);
+            golden_error("net", "name-of-a-tap-of-qvm", &error, Path::new("/nowhere"));
             assert_eq!(interface("qvm-web"), None);
         });
     });
@@ -233,10 +234,7 @@ fn interface_that_is_no_tap_is_named() {
         let owner = with_links(async |links| {
             links.find(error.taken().unwrap()).await.unwrap().unwrap().described()
         });
-        assert_eq!(
-            error.of(owner).to_string(),
-            "the name is in use by an interface of kind `veth`"
-        );
+        golden_error("net", "name-of-a-veth", &error.of(owner), Path::new("/nowhere"));
     });
 }
 
@@ -260,14 +258,13 @@ fn missing_privilege_is_reported() {
     if std::env::var_os("QVM_TEST_NO_RIGHT").is_some() {
         let plan = planned("br0", None);
         let error = tap::open(&plan.name, broker::tun()).unwrap_err();
-        assert_eq!(error.to_string(), "no permission to create a network device");
+        assert_eq!(error.code(), ErrorCode::TapDenied);
         assert!(error.hint().unwrap().contains("CAP_NET_ADMIN"));
         // A tap of root that is not on the bridge: found, but not moved.
         let taken = Tap { name: "tap-root".parse().unwrap(), ..plan };
         let error = with_links(async |links| links.attach(&taken).await).unwrap_err();
-        assert_eq!(error.to_string(), "cannot add tap `tap-root` to bridge `br0`");
-        let hint = error.hint().unwrap();
-        assert!(hint.ends_with("`ip link set tap-root master br0 up`"), "{hint}");
+        assert_eq!(error.code(), ErrorCode::BridgeRefused);
+        assert!(error.hint().unwrap().contains("`ip link set tap-root master br0 up`"));
         return;
     }
     inside(module_path!(), "missing_privilege_is_reported", || {

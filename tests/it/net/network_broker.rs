@@ -7,7 +7,9 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use qvm::net::broker::Network;
+use qvm::{net::broker::Network, value::ErrorCode};
+
+use crate::lab::refusal::Refusal;
 
 /// A `qvm network-broker` that ends with its test.
 struct Lender {
@@ -51,9 +53,8 @@ fn second_broker_keeps_the_first_socket() {
     let second =
         Command::new(env!("CARGO_BIN_EXE_qvm")).arg("network-broker").arg(&lender.socket).output();
     let second = second.unwrap();
-    let said = String::from_utf8_lossy(&second.stderr).into_owned();
-    assert_eq!(second.status.code(), Some(1), "{said}");
-    assert!(said.contains("another process already does") && said.contains("hint: "), "{said}");
+    let refusal = Refusal::new(&second, &dir.path().display().to_string());
+    refusal.is(ErrorCode::SocketInUse, 1).golden("net", "second-broker");
     borrows(&lender.socket).unwrap();
 }
 

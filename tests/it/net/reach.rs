@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use qvm::value::ErrorCode;
+
 use crate::lab::{Lab, guest, network::Network};
 
 fn failed(lab: &Lab, arguments: &[&str]) -> (Option<i32>, String) {
@@ -15,12 +17,9 @@ fn agent_reports_addresses_and_ends_wait() {
     let lab = Lab::new();
     lab.vm("web", &image, "mem = \"256M\"\n");
     lab.ok(&["wait", "web", "--for", "stopped"]);
-    let (code, said) = failed(&lab, &["wait", "web", "--for", "running", "--timeout", "1"]);
-    assert_eq!(
-        (code, said.as_str()),
-        (Some(1), "error: web: the condition was not met within 1 s\n")
-    );
-    assert_eq!(failed(&lab, &["ip", "web"]).0, Some(3));
+    let refusal = lab.refused(&["wait", "web", "--for", "running", "--timeout", "1"]);
+    refusal.is(ErrorCode::WaitTimeout, 1).golden("net", "wait-timeout");
+    lab.refused(&["ip", "web"]).is(ErrorCode::NotRunning, 3);
     lab.ok(&["start", "web"]);
     lab.ok(&["wait", "web", "--for", "running", "--timeout", "60"]);
     lab.ok(&["wait", "web", "--for", "ready", "--timeout", "60"]);
@@ -37,7 +36,7 @@ fn agent_reports_addresses_and_ends_wait() {
         lab.command(&["wait", "web", "--for", "stopped", "--timeout", "120"]).spawn().unwrap();
     lab.ok(&["stop", "web"]);
     assert!(wait.wait().unwrap().success());
-    assert_eq!(failed(&lab, &["wait", "unknown", "--for", "stopped"]).0, Some(3));
+    lab.refused(&["wait", "unknown", "--for", "stopped"]).is(ErrorCode::VmNotFound, 3);
 }
 
 #[test]
@@ -51,9 +50,7 @@ fn addresses_without_agent() {
     lab.vm("db", &image, "bridge = \"br0\"\nip = \"192.168.97.20/24\"\n[cloudInit]\n");
     lab.ok(&["start", "web", "db"]);
     assert_eq!(lab.ok(&["ip", "db"]), "192.168.97.20  VM file\n");
-    let (code, said) = failed(&lab, &["ip", "web"]);
-    assert_eq!(code, Some(3));
-    assert!(said.starts_with("error: web: its address is unknown\nhint: "), "{said}");
+    lab.refused(&["ip", "web"]).is(ErrorCode::NoAddress, 3).golden("net", "no-address");
     // The host learns the address from an ARP request of the guest.
     let network = lab.network.as_ref().unwrap();
     for neighbour in
@@ -89,11 +86,7 @@ fn printed_seed_equals_the_guests() {
     let seed = std::fs::read(lab.state("web", "seed.iso")).unwrap();
     let found = seed.windows(user_data.len()).any(|bytes| bytes == user_data.as_bytes());
     assert!(found, "the seed has other user-data");
-    let (code, said) = failed(&lab, &["seed", "bare"]);
-    assert_eq!(
-        (code, said.as_str()),
-        (Some(3), "error: bare: it has no seed: its VM file has no `[cloudInit]`\n")
-    );
+    lab.refused(&["seed", "bare"]).is(ErrorCode::NoSeed, 3).golden("net", "no-seed");
     lab.ok(&["kill", "web"]);
 }
 
@@ -165,8 +158,8 @@ fn reseed_repeats_first_boot() {
     let lab = Lab::new();
     lab.vm("web", &image, "[cloudInit]\nuser = \"op\"\n");
     lab.vm("bare", &image, "");
-    assert_eq!(failed(&lab, &["reseed", "web"]).0, Some(3));
-    assert!(failed(&lab, &["reseed", "bare"]).1.contains("it has no seed"));
+    lab.refused(&["reseed", "web"]).is(ErrorCode::NeverRun, 3);
+    lab.refused(&["reseed", "bare"]).is(ErrorCode::NoSeed, 1).golden("net", "reseed-without-seed");
     lab.ok(&["start", "web"]);
     // A changed seed alone does not reboot: the consequences are reported.
     lab.vm("web", &image, "[cloudInit]\nuser = \"admin\"\n");

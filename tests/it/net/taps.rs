@@ -6,6 +6,8 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
+use qvm::value::ErrorCode;
+
 use crate::lab::{Lab, guest, network::Network, notes_of, runs, signal, until};
 use serde_json::Value;
 
@@ -125,16 +127,17 @@ fn supervisor_in_namespace_gets_host_taps() {
     }
     // Like under systemd: a missing broker is a fault of the host, and a retry may help.
     let nobody = apart(&mut lab, Path::new("/nowhere/network"), &["run", "web"]);
-    let said = String::from_utf8_lossy(&nobody.stderr).into_owned();
-    assert_eq!(nobody.status.code(), Some(75), "{said}");
-    assert!(said.contains("qvm-network.socket"), "{said}");
+    let refusal = lab.refusal(&nobody).without_log();
+    assert_eq!(refusal.exit, 75, "{}", refusal.text);
+    refusal.golden("net", "no-broker");
 
     let lender = Lender::new(&lab);
     // The user-mode network has no connection there.
     lab.vm("user", &guest("boot.qcow2").unwrap(), "");
     let silent = apart(&mut lab, &lender.socket, &["run", "user"]);
-    let said = String::from_utf8_lossy(&silent.stderr).into_owned();
-    assert!(said.contains("this process may not open IP sockets"), "{said}");
+    let refusal = lab.refusal(&silent).without_log();
+    assert_eq!(refusal.code, ErrorCode::PortUnusable);
+    refusal.golden("net", "no-ip-sockets");
     let started = apart(&mut lab, &lender.socket, &["start", "web"]);
     assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
     lab.says("web", "QVM-TINY READY", 1);
@@ -382,7 +385,8 @@ fn detached_tap_follows_tap_heal() {
     until("it is back", || is_on(&lab, "br1"));
     // A deleted tap cannot be restored.
     ip(&lab, "link del qvm-web");
-    until("that is reported", || lab.status("web")["notes"].to_string().contains("it was deleted"));
+    let is_deleted = || lab.status("web")["notes"].to_string().contains("deleted");
+    until("that is told", is_deleted);
     lab.ok(&["kill", "web"]);
     assert_eq!(lab.exit_code(two), Some(0));
     assert!(!lab.log("web").contains("panicked"));
@@ -428,14 +432,11 @@ fn host_without_filter_is_reported_or_refused() {
     assert_eq!(lab.exit_code(one), Some(0));
     let text = std::fs::read_to_string(lab.file("web")).unwrap();
     std::fs::write(lab.file("web"), text.replace("# here", "antiSpoof = true")).unwrap();
-    let refused = |lab: &Lab, why: &str| {
-        let output = lab.qvm(&["run", "web"]);
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(told.contains(why), "{told}");
-        assert!(told.contains("cannot set the filter"), "{told}");
-        assert_eq!(output.status.code(), Some(75));
+    let refused = |lab: &Lab, code: ErrorCode, section: &str| {
+        let refusal = lab.refused(&["run", "web"]).without_log();
+        refusal.is(code, 75).golden("net", section);
     };
-    refused(&lab, "error: web: cannot filter the traffic of the tap `qvm-web` (");
+    refused(&lab, ErrorCode::FilterFailed, "filter-refused");
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: only root's VMs can be strict");
         return;
@@ -443,7 +444,7 @@ fn host_without_filter_is_reported_or_refused() {
     // Strict isolation requires the filter, except with `antiSpoof = false`.
     let strict = format!("isolation = \"strict\"\n{text}");
     std::fs::write(lab.file("web"), &strict).unwrap();
-    refused(&lab, "web.toml:1), but the traffic of the tap `qvm-web` cannot be filtered");
+    refused(&lab, ErrorCode::IsolationIncomplete, "strict-without-filter");
     std::fs::write(lab.file("web"), strict.replace("# here", "antiSpoof = false")).unwrap();
     let one = lab.run("web");
     lab.wait_state("web", "running");

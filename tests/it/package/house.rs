@@ -108,6 +108,19 @@ const LOOP: [&str; 10] = [
     "src/supervisor/status.rs",
     "src/supervisor/supervise.rs",
 ];
+/// The folders whose tests compare error codes: the whole texts are in tests/golden/errors/. Add a
+/// folder once its tests do.
+const CODED_FOLDERS: [&str; 6] = [
+    "tests/it/cli/",
+    "tests/it/control/",
+    "tests/it/disk/",
+    "tests/it/net/",
+    "tests/it/start/",
+    "tests/it/transfer/",
+];
+/// Names of variables and methods that are the text of an error in tests.
+const ERROR_TEXTS: [&str; 8] =
+    ["said", "stderr", "err", "error", "message", "hint", "refused", "to_string"];
 /// The maximum length of a line in characters, comments and strings included.
 const COLUMNS: usize = 100;
 /// This file, which lists the odd phrases.
@@ -629,6 +642,47 @@ fn columns(sources: &[Source]) -> Vec<String> {
     problems
 }
 
+/// Tests of the converted folders do not compare the wording of an error: a text that is compared
+/// with a literal of several words.
+fn compared_errors(sources: &[Source]) -> Vec<String> {
+    let mut problems = Vec::new();
+    let is_coded = |path: &str| CODED_FOLDERS.iter().any(|folder| path.starts_with(folder));
+    for source in sources.iter().filter(|source| is_coded(&source.path)) {
+        for method in [".contains(", ".starts_with(", ".ends_with("] {
+            for (at, _) in source.text.match_indices(method) {
+                let (before, after) = (&source.text[..at], &source.text[at + method.len()..]);
+                let receiver = before
+                    .trim_end_matches(|c: char| "()&*output".contains(c) || c.is_whitespace());
+                let is_text = ERROR_TEXTS.iter().any(|name| receiver.ends_with(name));
+                let literal = after.trim_start_matches(['&', ' ', '\n']);
+                let literal = literal.trim_start_matches("format!(").strip_prefix('"');
+                let words = literal.and_then(|text| text.split('"').next()).unwrap_or_default();
+                // A name, a path or a number is no wording.
+                if is_text && words.split(' ').filter(|word| word.len() > 1).count() > 1 {
+                    let line = before.lines().count().max(1);
+                    problems.push(format!("{}:{line}: compares `{words}`", source.path));
+                }
+            }
+        }
+    }
+    problems
+}
+
+/// Each `own_code` names every variant, so that a new one gets a code.
+fn partial_codes(sources: &[Source]) -> Vec<String> {
+    let mut problems = Vec::new();
+    for source in sources {
+        for (at, _) in source.text.match_indices("fn own_code(&self)") {
+            let body = source.text[at..].split("\n    }\n").next().unwrap_or_default();
+            if body.contains("match self {") && body.contains(" _ =>") {
+                let line = source.text[..at].lines().count();
+                problems.push(format!("{}:{line}: `_` hides variants without a code", source.path));
+            }
+        }
+    }
+    problems
+}
+
 /// Returns how often a text contains a phrase as whole words, in any case.
 fn occurrences(text: &str, phrase: &str) -> usize {
     let text = text.to_lowercase();
@@ -981,12 +1035,41 @@ fn errors_are_explained_by_one_trait() {
     none(explanations(&product()));
 }
 
+#[test]
+fn every_error_has_a_code() {
+    none(partial_codes(&product()));
+}
+
+#[test]
+fn tests_compare_codes() {
+    none(compared_errors(&tree(&["tests/it"])));
+}
+
 /// The rules on trees that break them.
 mod on_bad_trees {
     use super::*;
 
     fn one(path: &str, text: &str) -> Vec<Source> {
         vec![Source { path: path.to_owned(), text: text.to_owned() }]
+    }
+
+    #[test]
+    fn code_of_any_other_variant() {
+        let text = "fn own_code(&self) -> Option<ErrorCode> {\n        Some(match self {\n\
+                    Self::A => ErrorCode::Other,\n            _ => return None,\n        \
+                    })\n    }\n";
+        assert_eq!(partial_codes(&one("src/a/b.rs", text)).len(), 1);
+        assert!(partial_codes(&one("src/a/b.rs", &text.replace("_ =>", "Self::B =>"))).is_empty());
+    }
+
+    #[test]
+    fn compared_wording_of_an_error() {
+        let problems = |text: &str| compared_errors(&one("tests/it/cli/a.rs", text)).len();
+        assert_eq!(problems("assert!(said.contains(\"is not there\"));"), 1);
+        assert_eq!(problems("assert!(said(&output).contains(\"is not there\"));"), 1);
+        assert_eq!(problems("assert!(error.to_string().ends_with(\"is not there\"));"), 1);
+        assert_eq!(problems("assert!(said.contains(\"web.toml\"));"), 0);
+        assert_eq!(problems("assert!(console.contains(\"it has booted\"));"), 0);
     }
 
     #[test]

@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use qvm::value::ErrorCode;
+
 use crate::lab::{Lab, guest, runs, signal, until};
 
 const SIGKILL: i32 = 9;
@@ -215,8 +217,7 @@ fn reexec_keeps_pid_lock_and_guest() {
     assert_eq!(lab.qemu_pid("web"), qemu);
     until("it continues counting", || counter(&lab) > before + 5);
     let second = lab.qvm(&["run", "web"]);
-    let message = String::from_utf8_lossy(&second.stderr).into_owned();
-    assert!(message.contains(&format!("already supervised by pid {pid}")), "{message}");
+    lab.refusal(&second).is(ErrorCode::AlreadySupervised, 1);
     signal(pid.cast_signed(), SIGTERM);
     assert_eq!(lab.exit_code(one), Some(0));
 }
@@ -297,12 +298,9 @@ fn second_parallel_start_is_refused() {
     let Some((mut lab, one)) = ready("web", "boot.qcow2", "") else { return };
     let winner = lab.supervisor(one).id();
     let loser = lab.qvm(&["run", "web"]);
-    assert_eq!(loser.status.code(), Some(1));
     let message = String::from_utf8_lossy(&loser.stderr).into_owned();
-    assert!(
-        message.contains(&format!("error: web: already supervised by pid {winner}")),
-        "{message}"
-    );
+    assert!(message.contains(&winner.to_string()), "{message}");
+    lab.refusal(&loser).is(ErrorCode::AlreadySupervised, 1).golden("start", "already-supervised");
     assert_eq!(lab.status("web")["state"], "running");
 }
 
@@ -343,7 +341,7 @@ fn start_after_an_end_boots_again() {
             }
         }
         let said = lab.ok(&["start", "web"]);
-        assert!(said.ends_with("web: running\n"), "round {round}: {said}");
+        assert_eq!(said.lines().next_back(), Some("web: running"), "round {round}");
         assert_ne!(lab.qemu_pid("web"), qemu, "round {round}");
         lab.says("web", "BOOT-GUEST-READY", round + 2);
     }
@@ -371,10 +369,8 @@ fn start_reports_unknown_state() {
     // Its QEMU has exited, and no supervisor has noticed.
     signal(supervisor, SIGSTOP);
     signal(qemu, SIGKILL);
-    let silent = lab.qvm(&["start", "web"]);
-    let told = String::from_utf8_lossy(&silent.stderr).into_owned();
-    assert_eq!(silent.status.code(), Some(1), "{told}");
-    assert!(told.contains("cannot determine whether the VM is running"), "{told}");
+    let silent = lab.refused(&["start", "web"]);
+    silent.is(ErrorCode::SupervisorSilent, 1).golden("start", "supervisor-silent");
     signal(supervisor, SIGCONT);
     assert_eq!(lab.ok(&["start", "web"]), "web: running\n");
     assert_ne!(lab.qemu_pid("web"), qemu);
@@ -383,13 +379,8 @@ fn start_reports_unknown_state() {
     fs::create_dir_all(lab.runtime("app", "")).unwrap();
     let socket = UnixListener::bind(lab.runtime("app", "control.sock")).unwrap();
     std::thread::spawn(move || socket.incoming().for_each(drop));
-    let hangs_up = lab.qvm(&["start", "app"]);
-    let told = String::from_utf8_lossy(&hangs_up.stderr).into_owned();
-    assert_eq!(hangs_up.status.code(), Some(1), "{told}");
-    assert!(
-        told.contains("the supervisor accepts connections but closes them without a reply"),
-        "{told}"
-    );
+    let hangs_up = lab.refused(&["start", "app"]);
+    hangs_up.is(ErrorCode::SupervisorBusy, 1).golden("start", "supervisor-busy");
 }
 
 #[test]
@@ -440,10 +431,8 @@ fn kill_forces_off() {
 #[test]
 fn exec_without_agent_is_explained() {
     let Some((lab, _)) = ready("web", "boot.qcow2", "") else { return };
-    let output = lab.qvm(&["exec", "--timeout", "1", "web", "--", "true"]);
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{message}");
-    assert!(message.contains("qemu-guest-agent has to run in the guest"), "{message}");
+    let refusal = lab.refused(&["exec", "--timeout", "1", "web", "--", "true"]);
+    refusal.is(ErrorCode::GuestSilent, 1).golden("start", "no-guest-agent");
 }
 
 #[test]
@@ -516,10 +505,7 @@ fn stop_during_preparation_leaves_nothing() {
 fn invalid_file_exits_78() {
     let lab = Lab::new();
     std::fs::write(lab.file("web"), "brige = \"br0\"\n").unwrap();
-    let output = lab.qvm(&["run", "web"]);
-    assert_eq!(output.status.code(), Some(78));
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(message.contains("did you mean `bridge`"), "{message}");
+    lab.refused(&["run", "web"]).is(ErrorCode::InvalidFile, 78).golden("start", "invalid-file");
     assert!(!lab.path().join("s").exists() && !lab.path().join("r").exists());
 }
 
@@ -529,21 +515,17 @@ fn failed_start_is_explained_and_recorded() {
     let lab = Lab::new();
     let image = lab.path().join("nothing.qcow2");
     lab.vm("web", &image, "");
-    let cause = format!("disk root: cannot read `{}`: No such file", image.display());
-    // At the line of `[image]`.
-    let why = format!("{}:4: {cause}", lab.file("web").display());
+    // With the line of `[image]`.
     for verb in ["run", "start"] {
-        let output = lab.qvm(&[verb, "web"]);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(said.starts_with(&format!("error: web: {why}")), "{verb}: {said}");
-        assert_eq!(said.matches("nothing.qcow2").count(), 1, "{verb}: {said}");
+        let refusal = lab.refused(&[verb, "web"]).without_log();
+        refusal.is(ErrorCode::FileMissing, 1).golden("start", "missing-image");
     }
     let ends = lab.status("web")["ends"].clone();
     // The same again replaces the earlier one.
     assert_eq!(ends.as_array().unwrap().len(), 1);
     assert_eq!(ends[0]["reason"], "start-failed");
-    assert!(ends[0]["detail"].as_str().unwrap().contains(&why), "{ends}");
+    assert_eq!(ends[0]["code"], "file-missing");
+    assert!(ends[0]["detail"].as_str().unwrap().contains(image.to_str().unwrap()), "{ends}");
     assert_eq!(lab.status("web")["state"], "failed");
 }
 

@@ -6,6 +6,8 @@ use std::{
     os::unix::net::UnixDatagram,
 };
 
+use qvm::value::ErrorCode;
+
 use crate::lab::{Lab, guest, notes_of, signal, until};
 
 const SIGTERM: i32 = 15;
@@ -96,9 +98,7 @@ fn late_guest_fails_the_start() {
     let more = "ready = \"agent\"\nreadyTimeoutSec = 1\nreadyFailure = \"fail\"\n";
     let Some(mut lab) = lab("boot.qcow2", more) else { return };
     let start = lab.qvm(&["start", "web"]);
-    assert_eq!(start.status.code(), Some(1));
-    let said = String::from_utf8_lossy(&start.stderr).into_owned();
-    assert_eq!(said, "error: web: the guest did not get ready: not within 1 s\n");
+    lab.refusal(&start).is(ErrorCode::NotReady, 1).golden("start", "not-ready");
     assert!(lab.console("web").contains("BOOT-GUEST-POWEROFF"), "it was not asked");
     assert_eq!(lab.last_reason("web"), "not-ready");
     assert_eq!(lab.status("web")["state"], "failed");

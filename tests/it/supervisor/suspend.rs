@@ -3,6 +3,8 @@
 
 use std::fs;
 
+use qvm::value::ErrorCode;
+
 use crate::lab::{Lab, guest, runs, signal, until};
 
 /// The last integer that the guest has printed.
@@ -155,11 +157,8 @@ fn unsavable_guest_keeps_running() {
     let Some(lab) = counting("") else { return };
     // A directory with the final name of the state file.
     fs::create_dir_all(lab.state("web", "saved.state/in-the-way")).unwrap();
-    let output = lab.qvm(&["suspend", "web"]);
-    assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.starts_with("error: web: not suspended: "), "{said}");
-    assert!(said.ends_with("hint: the guest keeps running; `qvm stop` shuts it down\n"), "{said}");
+    let refusal = lab.refused(&["suspend", "web"]);
+    refusal.is(ErrorCode::NotSuspended, 1).golden("supervisor", "not-suspended");
     lab.wait_state("web", "running");
     goes_on(&lab, counted(&lab));
     fs::remove_dir_all(lab.state("web", "saved.state")).unwrap();

@@ -9,7 +9,9 @@ use std::{
     process::Command,
 };
 
-use crate::lab::{Lab, guest};
+use qvm::value::ErrorCode;
+
+use crate::lab::{Lab, guest, refusal::Refusal};
 use sha2::{Digest, Sha256};
 use tar::{EntryType, Header};
 
@@ -148,23 +150,19 @@ impl Inbox {
     /// Imports these bytes; returns the exit code, the error about the archive, and the hint.
     /// Checks that no file remains.
     #[track_caller]
-    fn refused(&self, tar: &[u8]) -> (Option<i32>, String, String) {
+    fn refused(&self, tar: &[u8]) -> Refusal {
         let before = self.tree();
         fs::write(&self.tar, tar).unwrap();
         let output = self.lab.qvm(&["import", self.tar.to_str().unwrap()]);
-        let said = String::from_utf8(output.stderr).unwrap();
+        let refusal = self.lab.refusal(&output);
         assert!(!output.status.success() && output.stdout.is_empty(), "it was taken");
-        assert_eq!(self.tree(), before, "{said}");
-        let (said, hint) = said.trim_end().split_once("\nhint: ").unwrap_or((said.trim_end(), ""));
-        let about = format!("error: cannot read `{}`: ", self.tar.display());
-        let said = said.strip_prefix(&about).unwrap_or(said);
-        (output.status.code(), said.to_owned(), hint.to_owned())
+        assert_eq!(self.tree(), before, "{}", refusal.text);
+        refusal
     }
 
     #[track_caller]
-    fn refuses(&self, files: &Files, expected: &str) {
-        let (code, said, _) = self.refused(&files.bytes());
-        assert_eq!((code, said.as_str()), (Some(1), expected));
+    fn refuses(&self, files: &Files, section: &str) {
+        self.refused(&files.bytes()).is(ErrorCode::ArchiveInvalid, 1).golden("archive", section);
     }
 
     /// Imports it, and removes it again.
@@ -184,10 +182,9 @@ fn archive_with_corrupt_disk_is_refused() {
     let mut disk = good.0[good.at("root.qcow2")].1.clone();
     // The bit "corrupt" of `incompatible_features`.
     disk[79] |= 2;
-    inbox.refuses(&good.with("root.qcow2", &disk).sealed(), "disk root is marked corrupt");
+    let refusal = inbox.refused(&good.with("root.qcow2", &disk).sealed().bytes());
+    refusal.is(ErrorCode::DiskCorrupt, 1).golden("archive", "corrupt-disk");
 }
-
-const AGAIN: &str = "copy it again, or export the VM again; nothing was imported";
 
 #[test]
 fn truncated_archive_is_refused() {
@@ -202,19 +199,23 @@ fn truncated_archive_is_refused() {
         .collect();
     for ((_, data), name) in inbox.good.0.iter().zip(&names) {
         let end = at + 512 + data.len();
-        let refused = |length: usize, expected: String| {
-            let (code, said, hint) = inbox.refused(&whole[..length]);
-            assert_eq!((code, said, hint.as_str()), (Some(1), expected, AGAIN), "{length}");
+        let refused = |length: usize, named: &str, section: &str| {
+            let refusal = inbox.refused(&whole[..length]);
+            let refusal = refusal.is(ErrorCode::ArchiveDamaged, 1).clone();
+            // Each file of the archive gives the same text with its own name.
+            assert!(refusal.text.contains(named), "{length}: {}", refusal.text);
+            let mask = if named == "manifest.json" { named } else { "FILE" };
+            refusal.masked(named, mask).golden("archive", section);
         };
         if !last.is_empty() {
-            refused(at, "the archive ends before `manifest.json`".into());
-            refused(at + 100, format!("the archive is damaged or truncated after `{last}`"));
+            refused(at, "manifest.json", "ends-before-manifest");
+            refused(at + 100, last, "damaged-after-file");
             if padded {
-                refused(at - 1, format!("the archive is damaged or truncated after `{last}`"));
+                refused(at - 1, last, "damaged-after-file");
             }
         }
-        refused(at + 512, format!("the archive ends in the middle of `{name}`"));
-        refused(end - 1, format!("the archive ends in the middle of `{name}`"));
+        refused(at + 512, name, "ends-in-file");
+        refused(end - 1, name, "ends-in-file");
         (at, last, padded) = (end.next_multiple_of(512), name, !end.is_multiple_of(512));
     }
     // The blocks of zeros at its end have no information.
@@ -233,17 +234,14 @@ fn changed_byte_is_detected() {
         for offset in [0, 124, 156, 257, 512, 512 + data.len() / 2, 512 + data.len() - 1] {
             let mut damaged = whole.clone();
             damaged[at + offset] ^= 0x20;
-            let (code, said, hint) = inbox.refused(&damaged);
+            let refusal = inbox.refused(&damaged);
             if offset < 512 || name == "manifest.json" {
-                assert_eq!(code, Some(1), "{path} {offset}: {said}");
+                assert_eq!(refusal.exit, 1, "{path} {offset}: {}", refusal.text);
                 continue;
             }
-            let expected = format!("`{name}` is damaged: its SHA-256 is ");
-            assert!(
-                said.starts_with(&expected) && said.contains(", the manifest has "),
-                "{offset}: {said}"
-            );
-            assert_eq!((code, hint.as_str()), (Some(1), AGAIN));
+            let refusal = refusal.is(ErrorCode::ArchiveDamaged, 1).clone();
+            assert!(refusal.text.contains(name), "{offset}: {}", refusal.text);
+            refusal.without_digests().masked(name, "FILE").golden("archive", "wrong-digest");
         }
         at += (512 + data.len()).next_multiple_of(512);
     }
@@ -252,27 +250,18 @@ fn changed_byte_is_detected() {
 #[test]
 fn other_files_are_no_archives() {
     let Some(inbox) = Inbox::new() else { return };
-    let hint = "to import a compressed archive: `zstd -dc FILE | qvm import -`";
     let other = Files(vec![inbox.good.0[inbox.good.at("root.qcow2")].clone()]);
     let disk = &inbox.good.0[inbox.good.at("root.qcow2")].1;
     let later = inbox.good.clone().changed("manifest.json", "\"version\": 1", "\"version\": 2");
     for bytes in
         [b"".to_vec(), b"x".to_vec(), vec![0; 4096], disk.clone(), vec![b'x'; 5000], other.bytes()]
     {
-        let (code, said, hinted) = inbox.refused(&bytes);
-        let expected = (Some(1), "not an archive of `qvm export`", hint);
-        assert_eq!((code, said.as_str(), hinted.as_str()), expected);
+        inbox.refused(&bytes).is(ErrorCode::ArchiveForeign, 1).golden("archive", "foreign");
     }
-    let (_, said, hint) = inbox.refused(&later.bytes());
-    assert_eq!(said, "the archive has format version 2; this qvm supports versions up to 1");
-    assert_eq!(hint, "the archive was written by a newer qvm: upgrade qvm on this host");
-    let (code, said, _) = {
-        fs::remove_file(&inbox.tar).unwrap();
-        let output = inbox.lab.qvm(&["import", inbox.tar.to_str().unwrap()]);
-        (output.status.code(), String::from_utf8(output.stderr).unwrap(), ())
-    };
-    assert_eq!(code, Some(1));
-    assert!(said.ends_with("web.tar`: No such file or directory (os error 2)\n"), "{said}");
+    inbox.refused(&later.bytes()).is(ErrorCode::ArchiveTooNew, 1).golden("archive", "newer");
+    fs::remove_file(&inbox.tar).unwrap();
+    let missing = inbox.lab.refused(&["import", inbox.tar.to_str().unwrap()]);
+    missing.is(ErrorCode::FileMissing, 1).golden("archive", "missing");
 }
 
 #[test]
@@ -299,27 +288,29 @@ fn paths_cannot_escape_the_directory() {
     ] {
         let files = good().more(path.as_bytes(), EntryType::Regular, b"x").sealed();
         let shown = path.replace('\\', "\\\\");
-        inbox.refuses(&files, &format!("`{shown}` is not a file of an exported VM"));
+        let refusal = inbox.refused(&files.bytes()).is(ErrorCode::ArchiveInvalid, 1).clone();
+        assert!(refusal.text.contains(&format!("`{shown}`")), "{}", refusal.text);
+        refusal.masked(&format!("`{shown}`"), "`PATH`").golden("archive", "path");
     }
     let files = good().more(b"web/a\nb\x1b[2J\xff", EntryType::Regular, b"x");
-    inbox.refuses(&files, "`web/a\\nb\\u{1b}[2J\u{fffd}` is not a file of an exported VM");
+    inbox.refuses(&files, "path-with-control-characters");
     for (kind, what) in [
-        (EntryType::Symlink, "a symbolic link"),
-        (EntryType::Link, "a hard link"),
-        (EntryType::Directory, "a directory"),
-        (EntryType::Char, "a device"),
-        (EntryType::Block, "a device"),
-        (EntryType::Fifo, "a pipe"),
-        (EntryType::XHeader, "a tar extension"),
-        (EntryType::XGlobalHeader, "a tar extension"),
-        (EntryType::GNULongName, "a tar extension"),
-        (EntryType::GNUSparse, "a tar extension"),
+        (EntryType::Symlink, "symbolic-link"),
+        (EntryType::Link, "hard-link"),
+        (EntryType::Directory, "directory"),
+        (EntryType::Char, "device"),
+        (EntryType::Block, "device"),
+        (EntryType::Fifo, "pipe"),
+        (EntryType::XHeader, "tar-extension"),
+        (EntryType::XGlobalHeader, "tar-extension"),
+        (EntryType::GNULongName, "tar-extension"),
+        (EntryType::GNUSparse, "tar-extension"),
     ] {
         let files = good().more(b"web/x.raw", kind, b"").sealed();
-        inbox.refuses(&files, &format!("`web/x.raw` is {what}; only regular files are allowed"));
+        inbox.refuses(&files, &format!("kind-{what}"));
         let mut files = good();
         files.0[0].0.set_entry_type(kind);
-        inbox.refuses(&files, &format!("`web/vm.toml` is {what}; only regular files are allowed"));
+        inbox.refuses(&files, &format!("kind-of-vm-file-{what}"));
     }
 }
 
@@ -328,69 +319,40 @@ fn content_matches_manifest_and_vm_file() {
     let Some(inbox) = Inbox::new() else { return };
     let good = || inbox.good.clone();
     let regular = EntryType::Regular;
-    inbox.refuses(&good().more(b"web/x.raw", regular, b"x"), "`x.raw` is not in `manifest.json`");
-    inbox.refuses(&good().without("data.raw"), "`data.raw` is missing");
-    inbox.refuses(
-        &good().more(b"web/root.qcow2", regular, b"x").sealed(),
-        "the archive contains `web/root.qcow2` twice",
-    );
-    inbox.refuses(
-        &good().more(b"db/x.raw", regular, b"x").sealed(),
-        "`db/x.raw` does not belong to the VM `web`",
-    );
-    inbox.refuses(
-        &good().changed("manifest.json", "\"web\"", "\"db\""),
-        "`manifest.json` belongs to the VM `db`, but the files to `web`",
-    );
+    inbox.refuses(&good().more(b"web/x.raw", regular, b"x"), "not-in-manifest");
+    inbox.refuses(&good().without("data.raw"), "missing-disk");
+    inbox.refuses(&good().more(b"web/root.qcow2", regular, b"x").sealed(), "file-twice");
+    inbox.refuses(&good().more(b"db/x.raw", regular, b"x").sealed(), "file-of-another-vm");
+    inbox.refuses(&good().changed("manifest.json", "\"web\"", "\"db\""), "manifest-of-another-vm");
     let mut after = good();
     let manifest = after.0.pop().unwrap();
     after.0.insert(3, manifest);
-    let (_, said, _) = inbox.refused(&after.bytes());
-    assert_eq!(said, "`root.origin.json` is missing");
+    inbox.refuses(&after, "missing-origin");
     let mut after = good();
     after.0.push(after.0[0].clone());
-    inbox.refuses(&after, "`web/vm.toml` follows the manifest, which must be the last file");
-    inbox.refuses(&good().without("vm.toml").sealed(), "not an archive of `qvm export`");
+    inbox.refuses(&after, "file-after-manifest");
+    let without = good().without("vm.toml").sealed();
+    inbox.refused(&without.bytes()).is(ErrorCode::ArchiveForeign, 1).golden("archive", "foreign");
     let long = vec![b' '; (1 << 20) + 1];
-    inbox.refuses(
-        &good().with("vm.toml", &long).sealed(),
-        "`web/vm.toml` has 1048577 bytes; the limit is 1048576",
-    );
+    inbox.refuses(&good().with("vm.toml", &long).sealed(), "long-vm-file");
     let mut many = good();
     for nr in 0..64 {
         many = many.more(format!("web/d{nr}.raw").as_bytes(), regular, b"");
     }
-    inbox.refuses(&many.sealed(), "the archive has more than 64 files");
-    inbox.refuses(
-        &good().with("vm.toml", b"vcpu = \xff").sealed(),
-        "`web/vm.toml` is not UTF-8 text",
-    );
+    inbox.refuses(&many.sealed(), "many-files");
+    inbox.refuses(&good().with("vm.toml", b"vcpu = \xff").sealed(), "vm-file-no-utf8");
     // Disks without a VM, or of another one.
-    inbox.refuses(
-        &good().more(b"web/x.raw", regular, b"x").sealed(),
-        "`x.raw` is not a disk that the VM file creates",
-    );
-    inbox.refuses(
-        &good().more(b"web/root.raw", regular, b"x").sealed(),
-        "`root.qcow2` is not a disk that the VM file creates",
-    );
-    inbox.refuses(
-        &good().without("data.raw").sealed(),
-        "`data.origin.json` is not a disk that the VM file creates",
-    );
+    inbox.refuses(&good().more(b"web/x.raw", regular, b"x").sealed(), "foreign-disk");
+    inbox.refuses(&good().more(b"web/root.raw", regular, b"x").sealed(), "disk-in-two-formats");
+    inbox.refuses(&good().without("data.raw").sealed(), "origin-without-disk");
     let own = "size = \"1M\"";
     inbox.refuses(
         &good().changed("vm.toml", own, "path = \"/dev/shm/x\"").sealed(),
-        "`data.raw` is not a disk that the VM file creates",
+        "disk-at-another-path",
     );
     // An invalid VM file is reported like any other.
-    let (code, said, _) = inbox.refused(&good().changed("vm.toml", "mem", "men").sealed().bytes());
-    assert_eq!(code, Some(78));
-    let place = inbox.lab.file("web");
-    assert!(
-        said.starts_with(&format!("error: {}:2:1: men: unknown key", place.display())),
-        "{said}"
-    );
+    let refusal = inbox.refused(&good().changed("vm.toml", "mem", "men").sealed().bytes());
+    refusal.is(ErrorCode::InvalidFile, 78).golden("archive", "invalid-vm-file");
     inbox.takes(&good().sealed());
 }
 
@@ -405,7 +367,7 @@ fn archive_cannot_use_host_files() {
     let mut qemu_img = Command::new("qemu-img");
     qemu_img.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).args([&secret, &overlay]);
     assert!(qemu_img.status().unwrap().success());
-    let outside = "disk root has a backing file, which is not allowed in an archive";
+    let outside = "backing-file";
     let disk = fs::read(&overlay).unwrap();
     inbox.refuses(&good().with("root.qcow2", &disk).sealed(), outside);
     // Or with an external data file.
@@ -415,22 +377,17 @@ fn archive_cannot_use_host_files() {
     assert!(qemu_img.status().unwrap().success());
     let disk = fs::read(&overlay).unwrap();
     inbox.refuses(&good().with("root.qcow2", &disk).sealed(), outside);
-    inbox.refuses(
-        &good().with("root.qcow2", b"#!/bin/sh\n").sealed(),
-        "disk root is damaged: the file is not qcow2",
-    );
+    let script = good().with("root.qcow2", b"#!/bin/sh\n").sealed();
+    let refusal = inbox.refused(&script.bytes());
+    refusal.is(ErrorCode::ArchiveDamaged, 1).golden("archive", "disk-is-no-qcow2");
     // User-data that is a file of the host.
     let user_data = |path: &str| good().changed("vm.toml", "\"dev.yaml\"", &format!("{path:?}"));
     let stolen = user_data("/etc/hostname").without("user-data").sealed();
-    let (code, said, _) = inbox.refused(&stolen.bytes());
-    assert_eq!(code, Some(78));
-    assert!(
-        said.contains("cloudInit.userData: cannot read `/etc/hostname`: it is not in the archive"),
-        "{said}"
-    );
+    let refusal = inbox.refused(&stolen.bytes());
+    refusal.is(ErrorCode::InvalidFile, 78).golden("archive", "user-data-of-the-host");
     inbox.refuses(
         &good().changed("vm.toml", "userData = \"dev.yaml\"", "").sealed(),
-        "the archive contains `user-data`, but the VM file does not refer to it",
+        "unused-user-data",
     );
     // User-data over another user-data file, or as a VM file: it gets another name.
     let vms = inbox.lab.file("web").parent().unwrap().to_owned();
@@ -439,10 +396,8 @@ fn archive_cannot_use_host_files() {
     let own = vms.join("web.user-data");
     for path in ["../x.yaml", "evil.toml", ".hidden", "taken.yaml", absolute.to_str().unwrap()] {
         let said = inbox.takes(&user_data(path).sealed());
-        assert!(
-            said.ends_with(&format!("web: the user-data was written to {}\n", own.display())),
-            "{path}: {said}"
-        );
+        let last = said.lines().next_back().unwrap_or_default();
+        assert!(last.ends_with(own.to_str().unwrap()), "{path}: {said}");
         let text = fs::read_to_string(inbox.lab.file("web")).unwrap();
         assert!(text.contains("userData = \"web.user-data\"\n"), "{text}");
         fs::remove_file(inbox.lab.file("web")).unwrap();
@@ -451,9 +406,8 @@ fn archive_cannot_use_host_files() {
     assert_eq!(fs::read(vms.join("taken.yaml")).unwrap(), b"another's");
     assert!(!absolute.exists() && !vms.join("evil.toml").exists());
     fs::write(&own, "another's").unwrap();
-    let (_, said, _) = inbox.refused(&user_data("/x.yaml").sealed().bytes());
-    let expected = format!("error: `{}` already exists with other content", own.display());
-    assert_eq!(said, expected);
+    let refusal = inbox.refused(&user_data("/x.yaml").sealed().bytes());
+    refusal.is(ErrorCode::UserDataExists, 1).golden("archive", "user-data-exists");
 }
 
 #[test]
@@ -461,11 +415,10 @@ fn identity_cannot_inject_options() {
     let Some(inbox) = Inbox::new() else { return };
     let good = || inbox.good.clone();
     let machine = good().changed("identity.toml", "machine = \"", "machine = \"none,accel=kvm,x=");
-    inbox.refuses(&machine.sealed(), "`identity.toml` has an invalid `machine`");
+    inbox.refuses(&machine.sealed(), "identity-machine");
     let instance = good().changed("identity.toml", "instanceId = \"", "instanceId = \"a\\nb: ");
-    inbox.refuses(&instance.sealed(), "`identity.toml` has an invalid `instanceId`");
-    let (_, said, _) = inbox.refused(&good().with("identity.toml", b"x = 1\n").sealed().bytes());
-    assert!(said.starts_with("cannot read `identity.toml`: unknown field `x`"), "{said}");
+    inbox.refuses(&instance.sealed(), "identity-instance-id");
+    inbox.refuses(&good().with("identity.toml", b"x = 1\n").sealed(), "identity-unknown-field");
     // Without an identity, the VM gets one when it starts.
     inbox.takes(&good().without("identity.toml").sealed());
 }

@@ -1,13 +1,15 @@
-//! `qvm man`: the manual pages qvm(1) and qvm.toml(5), and the documents with the same contents.
+//! `qvm man`: the manual pages qvm(1), qvm.toml(5) and qvm-errors(7), and the documents with the
+//! same contents.
 
 mod command;
+mod errors;
 mod keys;
 mod markdown;
 mod verbs;
 
 use clap_mangen::roff::{Roff, bold, roman};
 
-use crate::cli::exit::{self, Failure};
+use crate::{cli::exit::Failure, value::ErrorCode};
 
 /// The arguments of `qvm man`.
 #[derive(Debug, Clone, clap::Args)]
@@ -25,6 +27,7 @@ enum Page {
     Qvm,
     #[value(name = "qvm.toml")]
     QvmToml,
+    QvmErrors,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -37,7 +40,7 @@ enum Format {
     Nix,
 }
 
-/// The date of the last review of both pages. Not the build date: builds must be reproducible.
+/// The date of the last review of the pages. Not the build date: builds must be reproducible.
 const DATE: &str = "2026-11-29";
 
 /// Prints a page; qvm(1) is that of `command`.
@@ -53,8 +56,10 @@ pub fn run(args: &Args, command: clap::Command) -> Result<(), Failure> {
         (Page::QvmToml, Format::Roff) => keys_page(),
         (Page::QvmToml, Format::Markdown) => keys::document(),
         (Page::QvmToml, Format::Nix) => keys::nix(),
-        (Page::Qvm, Format::Nix) => {
-            return Err(Failure::new(exit::USAGE, "qvm(1) has no NixOS options"));
+        (Page::QvmErrors, Format::Roff) => errors_page(),
+        (Page::QvmErrors, Format::Markdown) => errors::document(),
+        (Page::Qvm | Page::QvmErrors, Format::Nix) => {
+            return Err(Failure::new(ErrorCode::Usage, "only qvm.toml(5) has NixOS options"));
         }
     })
 }
@@ -85,6 +90,17 @@ fn keys_page() -> String {
     super::man::markdown::write(&mut roff, &keys::markdown());
     roff.control("SH", ["SEE ALSO"]);
     roff.text([roman("qvm(1), systemd.unit(5), authorized_keys(5), crypt(5)")]);
+    ascii(&roff.render())
+}
+
+fn errors_page() -> String {
+    let mut roff = title("QVM-ERRORS", "7");
+    roff.control("SH", ["NAME"]);
+    roff.text([roman("qvm-errors - the codes of the errors of qvm(1)")]);
+    roff.control("SH", ["DESCRIPTION"]);
+    super::man::markdown::write(&mut roff, &errors::markdown());
+    roff.control("SH", ["SEE ALSO"]);
+    roff.text([roman("qvm(1), journalctl(1)")]);
     ascii(&roff.render())
 }
 

@@ -21,7 +21,7 @@ use ratatui::crossterm::event::{Event, KeyEventKind};
 
 use self::screen::Screen;
 use crate::{
-    cli::exit::{self, Failure},
+    cli::exit::Failure,
     control::{
         client::Client,
         types::{self},
@@ -34,6 +34,7 @@ use crate::{
         session::{Session, SessionEnd},
         storage_reader::StorageReader,
     },
+    value::ErrorCode,
 };
 
 /// The arguments of `qvm top`.
@@ -77,11 +78,11 @@ pub async fn run(args: &Args, context: &Context<'_>) -> Result<(), Failure> {
     if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
         let hint =
             "without a terminal, use `qvm list`, `qvm metrics` or `qvm status --json`".to_owned();
-        return Err(Failure::new(exit::USAGE, "`qvm top` requires a terminal").hint(hint));
+        return Err(Failure::new(ErrorCode::Usage, "`qvm top` requires a terminal").hint(hint));
     }
     let cannot = |error: io::Error| match error.raw_os_error() {
         Some(EIO) => Failure::quiet(SessionEnd::HungUp.exit_code()),
-        _ => Failure::new(exit::FAILED, format!("cannot use the terminal: {error}")),
+        _ => Failure::new(ErrorCode::OutputFailed, format!("cannot use the terminal: {error}")),
     };
     let mut session = Session::catch().map_err(cannot)?;
     let mut screen = Screen::enter().map_err(cannot)?;

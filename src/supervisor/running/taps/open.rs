@@ -14,7 +14,7 @@ use crate::{
         tap_spec::Tap,
     },
     spec::Vm,
-    value::{Explain, IfName, Label, MacAddr, Note},
+    value::{ErrorCode, Explain, IfName, Label, MacAddr, Note},
 };
 use std::collections::BTreeMap;
 
@@ -52,6 +52,12 @@ impl Explain for Error {
             Self::Tap { source, .. } => Some(source),
             Self::Link { source, .. } => Some(source),
             Self::Filter(error) => Some(error),
+        }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Tap { .. } | Self::Link { .. } | Self::Filter(..) => None,
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::{
     net::{anti_spoof::filters, tap_spec::Tap},
     spec::{AntiSpoof, Vm},
-    value::{Explain, IfName},
+    value::{ErrorCode, Explain, IfName},
 };
 
 /// Errors of a tap whose filter is required.
@@ -55,6 +55,13 @@ impl Explain for Unfiltered {
             Self::Required { source, .. } => Some(source),
             _ => None,
         }
+    }
+
+    fn own_code(&self) -> Option<ErrorCode> {
+        Some(match self {
+            Self::Strict { .. } => ErrorCode::IsolationIncomplete,
+            Self::Required { .. } => return None,
+        })
     }
 
     fn own_hint(&self) -> Option<String> {
