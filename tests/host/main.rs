@@ -625,7 +625,7 @@ fn reboot_stops_and_starts_guests_in_order() {
 #[ignore = "run by `make test-host`"]
 fn start_waits_for_readiness() {
     let Some(host) = Host::new() else { return };
-    // A Linux with an agent, which takes its time here.
+    // A Linux guest with an agent, which boots slowly here.
     host.vm(
         "db",
         "tiny",
