@@ -1,5 +1,5 @@
-//! qvm on a host of its own: a Debian with real systemd and cgroup v2, as a VM that qvm runs, with guests inside it. `make test-host`
-//! builds the host and the package that is installed in it.
+//! Tests of the package on a host: a Debian with real systemd and cgroup v2, as a VM that qvm runs,
+//! with guests inside it. `make test-host` builds the host and the package.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
@@ -15,7 +15,7 @@ use std::{
 
 use lab::{Lab, guest, saved::Key, until_within};
 
-/// How long something may take in the host that does not show on its console.
+/// The time limit of steps in the host that its console does not show.
 const BOUND: Duration = Duration::from_secs(1200);
 
 struct Host {
@@ -55,7 +55,7 @@ fn fill(lab: &Lab, files: &[PathBuf]) {
     assert!(mkfs.status().unwrap().success());
 }
 
-/// The package once more, with a newer version and nothing else new.
+/// The same package with a newer version.
 fn newer(lab: &Lab, package: &Path) -> PathBuf {
     let (tree, newer) = (lab.path().join("newer"), lab.path().join("newer.deb"));
     let run = |command: &mut Command| assert!(command.status().unwrap().success());
@@ -70,8 +70,8 @@ fn newer(lab: &Lab, package: &Path) -> PathBuf {
 }
 
 impl Host {
-    /// A host that runs, with the package in it, and the guests in /payload. It boots once for each
-    /// host image, and the package is installed in it once: each test continues from there.
+    /// A running host with the package, and the guests in /payload. It boots once for each host
+    /// image, and the package is installed in it once: each test continues from there.
     fn new() -> Option<Self> {
         let (image, package) = (guest("host.qcow2")?, package()?);
         let mut guests = vec![];
@@ -79,7 +79,8 @@ impl Host {
             guests.push(guest(&format!("{name}.qcow2"))?);
         }
         let vm = format!(
-            "accel = \"tcg\"\nvcpu = 2\nmem = \"3G\"\nshutdownTimeoutSec = 1200\n[image]\npath = {}\n\
+            "accel = \"tcg\"\nvcpu = 2\nmem = \"3G\"\nshutdownTimeoutSec = 1200\n[image]\n\
+             path = {}\n\
              [disk.payload]\npath = \"payload.ext4\"\nformat = \"raw\"\nreadOnly = true\n",
             toml::Value::from(image.to_str().unwrap())
         );
@@ -94,8 +95,7 @@ impl Host {
         Some(Self { lab })
     }
 
-    /// A host at the end of its first boot. Its second disk is blank: what the tests need is known
-    /// later.
+    /// A host after its first boot. Its second disk is blank: each test writes it later.
     fn boot(vm: &str) -> Self {
         let host = Self { lab: written(vm) };
         host.lab.ok(&["start", "host"]);
@@ -112,13 +112,15 @@ impl Host {
         files.push(renamed);
         fill(&self.lab, &files);
         self.lab.restore("host");
-        // The journal of a boot is read in the next one.
-        self.sh("mkdir -p /payload /var/log/journal && journalctl --flush && echo '/dev/vdb /payload ext4 ro 0 0' >>/etc/fstab && mount /payload");
+        // The next boot reads the journal of a boot.
+        self.sh("mkdir -p /payload /var/log/journal && journalctl --flush && \
+                 echo '/dev/vdb /payload ext4 ro 0 0' >>/etc/fstab && mount /payload");
         self.sh("dpkg -i /payload/qvm.deb");
-        // The first start of a VM reads QEMU from the disk, asks QEMU for its machine types and starts
+        // The first start of a VM reads QEMU from the disk, queries its machine types and starts
         // systemd-machined: once for all tests.
         self.vm("first", "boot", "");
-        self.sh("qvm start first && qvm kill first && qvm rm first --disks --yes && rm /etc/qvm/vms/first.toml && systemctl daemon-reload");
+        self.sh("qvm start first && qvm kill first && qvm rm first --disks --yes && \
+                 rm /etc/qvm/vms/first.toml && systemctl daemon-reload");
         self
     }
 
@@ -128,7 +130,7 @@ impl Host {
         self.until("the host is up", "systemctl is-system-running | grep -qE 'running|degraded'");
     }
 
-    /// Runs a script in the host; what it printed, or what it said when it failed.
+    /// Runs a script in the host; returns its output, or its error output if it fails.
     fn run(&self, script: &str) -> Result<String, String> {
         let script = format!("exec 2>&1; {script}");
         let output =
@@ -140,12 +142,12 @@ impl Host {
         }
     }
 
-    /// A script that has to succeed.
+    /// Runs a script that must succeed.
     fn sh(&self, script: &str) -> String {
         self.run(script).unwrap_or_else(|said| self.fail(&format!("{script}\n{said}")))
     }
 
-    /// A script that has to fail; what it said.
+    /// Runs a script that must fail; returns its error output.
     fn refused(&self, script: &str) -> String {
         match self.run(script) {
             Err(said) => said,
@@ -167,14 +169,14 @@ impl Host {
         }
     }
 
-    /// Writes the file of a VM, and has systemd know of it.
+    /// Writes the file of a VM, and reloads systemd.
     fn vm(&self, name: &str, image: &str, more: &str) {
         self.write(
             name,
             &format!(
                 "accel = \"tcg\"\n{}{}{more}\n[image]\npath = \"/payload/{image}.qcow2\"\n",
                 if more.contains("mem =") { "" } else { "mem = \"64M\"\n" },
-                // A loaded machine needs any time for a clean shutdown.
+                // On a loaded machine, a clean shutdown may take any time.
                 match more.contains("shutdownTimeoutSec =") {
                     true => String::new(),
                     false => format!("shutdownTimeoutSec = {}\n", BOUND.as_secs()),
@@ -187,7 +189,7 @@ impl Host {
         self.sh(&format!("cat >/etc/qvm/vms/{name}.toml <<'END'\n{text}\nEND\n"));
     }
 
-    /// A property of a VM's unit.
+    /// Returns a property of a VM's unit.
     fn show(&self, name: &str, property: &str) -> String {
         self.sh(&format!("systemctl show -P {property} qvm@{name}")).trim().to_owned()
     }
@@ -212,7 +214,7 @@ impl Host {
         }
     }
 
-    /// Checks how a VM ended last. A start that failed because the host is slow does not count.
+    /// Checks the last end of a VM. A start that failed because the host is slow does not count.
     fn ended(&self, name: &str, reason: &str) {
         let status = self.status(name);
         let ends = status["ends"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -225,12 +227,12 @@ impl Host {
         }
     }
 
-    /// The pid of QEMU.
+    /// The PID of QEMU.
     fn qemu(&self, name: &str) -> i64 {
         self.status(name)["pid"].as_i64().unwrap_or_else(|| self.fail(&format!("{name} is down")))
     }
 
-    /// What a VM's unit said, since the host's last boot but `boots`.
+    /// The journal of a VM's unit in the boot of the host that is `boots` boots back.
     fn journal(&self, name: &str, boots: i32) -> String {
         self.sh(&format!("journalctl --no-pager -o short-monotonic -b {boots} -u qvm@{name}"))
     }
@@ -240,9 +242,10 @@ impl Host {
         self.log_counts_on(&format!("/var/lib/qvm/vms/{name}/console.log"))
     }
 
-    /// The same by the path of the console log. The host waits: each question costs it CPU time.
+    /// The same by the path of the console log. The host waits, because each query costs it CPU
+    /// time.
     fn log_counts_on(&self, log: &str) -> u64 {
-        // The last line may be cut.
+        // The last line may be incomplete.
         let last = format!(
             "last() {{ tail -c 400 {log} 2>/dev/null | tr -d '\\r' | \
              sed -n '$d; s/^COUNT 0*\\([0-9][0-9]*\\)$/\\1/p' | tail -n 1; }}"
@@ -256,10 +259,11 @@ impl Host {
     }
 }
 
-/// What an operator does on a bare system, and what the VM file then means to systemd and to the kernel.
+/// The steps of an operator on a new system, and the effects of the VM file on systemd and the
+/// kernel.
 #[test]
 #[ignore = "run by `make test-host`"]
-fn one_file_and_one_start_is_all_there_is_to_do() {
+fn vm_file_and_start_suffice() {
     let Some(host) = Host::new() else { return };
     host.vm(
         "a",
@@ -267,7 +271,7 @@ fn one_file_and_one_start_is_all_there_is_to_do() {
         "cpuWeight = 300\nshutdownTimeoutSec = 7\nafter = [\"b\"]\ndescription = \"the first\"",
     );
     host.vm("b", "boot-spin", "cpuWeight = 100");
-    // A file that systemd has not read is read by `qvm start`.
+    // `qvm start` reloads a VM file that systemd has not read.
     host.sh("qvm start a b");
     assert_eq!(host.show("a", "ActiveState"), "active");
     for (property, value) in [
@@ -288,12 +292,15 @@ fn one_file_and_one_start_is_all_there_is_to_do() {
             .contains("/run/systemd/generator/qvm@a.service.d/10-qvm.conf")
     );
 
-    // Both want the only CPU there is for them.
-    host.sh("mkdir /etc/systemd/system/qvm.slice.d && printf '[Slice]\\nAllowedCPUs=0\\n' >/etc/systemd/system/qvm.slice.d/one.conf && systemctl daemon-reload");
+    // Both compete for the only CPU.
+    host.sh("mkdir /etc/systemd/system/qvm.slice.d && printf '[Slice]\\nAllowedCPUs=0\\n' \
+             >/etc/systemd/system/qvm.slice.d/one.conf && systemctl daemon-reload");
     let ratio = || -> f64 {
-        let used = "used() { sed -n 's/^usage_usec //p' /sys/fs/cgroup/qvm.slice/qvm@$1.service/cpu.stat; }";
+        let used = "used() { sed -n 's/^usage_usec //p' \
+                    /sys/fs/cgroup/qvm.slice/qvm@$1.service/cpu.stat; }";
         let text = host.sh(&format!(
-            "{used}; a=$(used a) b=$(used b); until [ $(($(used a) + $(used b) - a - b)) -gt 8000000 ]; do sleep 1; done; \
+            "{used}; a=$(used a) b=$(used b); until [ $(($(used a) + $(used b) - a - b)) -gt \
+             8000000 ]; do sleep 1; done; \
              echo $(($(used a) - a)) $(($(used b) - b))"
         ));
         let used: Vec<f64> = text.split_whitespace().map(|n| n.parse().unwrap()).collect();
@@ -306,16 +313,17 @@ fn one_file_and_one_start_is_all_there_is_to_do() {
     let share = |name: &str| host.status(name)["cpuShare"].as_f64().unwrap();
     assert!((share("a") / share("b") - 3.0).abs() < 0.01);
 
-    // Live, by each way to say it.
+    // Live changes, by each kind of command.
     host.sh(
         "sed -i 's/^cpuWeight = 300/cpuWeight = 50/' /etc/qvm/vms/a.toml && systemctl reload qvm@a",
     );
     let half = ratio();
     assert!((0.45..=0.55).contains(&half), "50 to 100 is {half}");
-    // They are idle from now on.
+    // The guests are idle from now on.
     host.sh("for name in a b; do printf n | qvm console $name >/dev/null; done");
     assert_eq!(host.status("a")["pending"], serde_json::json!([]));
-    host.sh("sed -i '1i cpuQuota = 30\\nmemoryMax = \"300M\"\\nioWeight = 33\\noomScoreAdjust = 400' /etc/qvm/vms/a.toml && qvm reload a");
+    host.sh("sed -i '1i cpuQuota = 30\\nmemoryMax = \"300M\"\\nioWeight = 33\\noomScoreAdjust = \
+             400' /etc/qvm/vms/a.toml && qvm reload a");
     let files =
         host.sh("cd /sys/fs/cgroup/qvm.slice/qvm@a.service && cat cpu.max memory.max io.weight");
     assert_eq!(files, "30000 100000\n314572800\ndefault 33\n");
@@ -326,19 +334,22 @@ fn one_file_and_one_start_is_all_there_is_to_do() {
     );
     assert_eq!(host.sh(&scores), "400\n0\n");
 
-    // Taken out again, they bound nothing any more.
-    host.sh("sed -i -E '/^(cpuQuota|memoryMax|ioWeight|oomScoreAdjust) /d' /etc/qvm/vms/a.toml && qvm reload a");
+    // Removed keys no longer limit the VM.
+    host.sh("sed -i -E '/^(cpuQuota|memoryMax|ioWeight|oomScoreAdjust) /d' /etc/qvm/vms/a.toml \
+             && qvm reload a");
     let files = host.sh("cd /sys/fs/cgroup/qvm.slice/qvm@a.service && cat cpu.max memory.max");
     assert_eq!(files, "max 100000\nmax\n");
     let score = format!("cat /proc/{}/oom_score_adj", host.qemu("a"));
     assert_eq!(host.sh(&score), "0\n");
 
-    // Less than the supervisor's own takes a capability that it has kept.
+    // A lower value than that of the supervisor requires a kept capability.
     host.sh("sed -i '1i oomScoreAdjust = -200' /etc/qvm/vms/a.toml && qvm reload a");
     assert_eq!(host.sh(&score), "-200\n");
 
-    // Block devices: one that the VM file names when the unit starts, one that comes later, and none else.
-    host.sh("modprobe loop && for nr in 0 1 2; do truncate -s 1M /root/$nr.raw && losetup /dev/loop$nr /root/$nr.raw; done");
+    // Block devices: one of the VM file at the start of the unit, one that is plugged in later, and
+    // no others.
+    host.sh("modprobe loop && for nr in 0 1 2; do truncate -s 1M /root/$nr.raw && \
+             losetup /dev/loop$nr /root/$nr.raw; done");
     host.vm("b2", "boot", "[disk.one]\ndevice = \"/dev/loop0\"\n");
     host.sh("qvm start b2");
     let opened = |nr: u8| format!("ls -l /proc/{}/fd | grep -q '/dev/loop{nr}$'", host.qemu("b2"));
@@ -352,20 +363,24 @@ fn one_file_and_one_start_is_all_there_is_to_do() {
     assert!(host.refused(&format!("sh -c '{other}'")).contains("Operation not permitted"));
     host.sh("qvm stop b2");
 
-    // An operator's own setting wins, and is seen.
+    // An operator's setting overrides the VM file, and is reported.
     host.sh("systemctl set-property qvm@b CPUWeight=77");
     let b = host.status("b");
     assert_eq!(b["cpuWeightEffective"], 77);
     assert_eq!(b["noteDetails"][0]["code"], "weight-void", "{b}");
     assert!(b["notes"].to_string().contains("77"), "{b}");
-    // A weight in a slice of its own is measured against nobody's.
-    host.sh("mkdir /etc/systemd/system/qvm@b.service.d && printf '[Service]\\nSlice=own.slice\\n' >/etc/systemd/system/qvm@b.service.d/own.conf && systemctl daemon-reload && qvm restart b && printf n | qvm console b >/dev/null");
+    // A weight in a separate slice has no competitors.
+    host.sh("mkdir /etc/systemd/system/qvm@b.service.d && printf \
+             '[Service]\\nSlice=own.slice\\n' >/etc/systemd/system/qvm@b.service.d/own.conf && \
+             systemctl daemon-reload && qvm restart b && printf n | qvm console b >/dev/null");
     let b = host.status("b");
     assert_eq!(b["noteDetails"][0]["code"], "weight-void", "{b}");
     assert!(b["notes"].to_string().contains("own.slice"), "{b}");
 
-    // Without systemd the same keys are written by the supervisor.
-    host.sh("mkdir -p /root/c/vms && cp /etc/qvm/vms/a.toml /root/c/vms/solo.toml && sed -i '1i cpuQuota = 30\\nmemoryMax = \"300M\"\\nioWeight = 33' /root/c/vms/solo.toml");
+    // Without systemd, the supervisor writes the same keys.
+    host.sh("mkdir -p /root/c/vms && cp /etc/qvm/vms/a.toml /root/c/vms/solo.toml && \
+             sed -i '1i cpuQuota = 30\\nmemoryMax = \"300M\"\\nioWeight = 33' \
+             /root/c/vms/solo.toml");
     let solo =
         "cd /root && export QVM_CONFIG_DIR=/root/c QVM_STATE_DIR=/root/s QVM_RUNTIME_DIR=/root/r";
     host.sh(&format!("{solo} && qvm start solo"));
@@ -379,10 +394,10 @@ fn one_file_and_one_start_is_all_there_is_to_do() {
     host.lab.ok(&["kill", "host"]);
 }
 
-/// What dies, and what goes on.
+/// Crashes of each process, and the processes that survive them.
 #[test]
 #[ignore = "run by `make test-host`"]
-fn a_crash_costs_no_guest_and_a_stop_leaves_none() {
+fn guests_survive_crashes_but_not_stops() {
     let Some(host) = Host::new() else { return };
     host.vm("web", "boot-count", "");
     host.start(&["web"]);
@@ -400,7 +415,7 @@ fn a_crash_costs_no_guest_and_a_stop_leaves_none() {
             format!("[ $(journalctl -o cat -u qvm@web | grep -c ' taken over, pid ') = {times} ]");
         host.until(&format!("taken over {times} times"), &script);
     };
-    // The supervisor is killed, replaced, and systemd itself is.
+    // The supervisor is killed and replaced, and systemd is re-executed.
     host.sh("systemctl kill --kill-whom=main --signal=KILL qvm@web");
     taken_over(1);
     goes_on("SIGKILL");
@@ -422,20 +437,21 @@ fn a_crash_costs_no_guest_and_a_stop_leaves_none() {
     assert_eq!(host.show("web", "Result"), "success");
     host.sh(&format!("! kill -0 {qemu}"));
 
-    // A stop right behind the crash.
+    // A stop immediately after the crash.
     host.sh("systemctl start qvm@web");
     let qemu = host.qemu("web");
     host.sh("systemctl kill --kill-whom=main --signal=KILL qvm@web; systemctl stop qvm@web");
     host.until("no QEMU is left", &format!("! kill -0 {qemu} 2>/dev/null"));
-    // systemd remembers the crash, and does not start it again.
+    // systemd records the crash, and does not start the unit again.
     host.wait("web", "ActiveState", "failed");
     host.ended("web", "stopped");
     host.sh("systemctl reset-failed qvm@web");
 
-    // The limit of starts; a smaller one from now on, since each start costs a nested guest.
+    // The start limit; smaller from now on, because each start boots a nested guest.
     assert_eq!(host.show("web", "StartLimitBurst"), "10");
-    host.sh("mkdir /etc/systemd/system/qvm@.service.d && printf '[Unit]\\nStartLimitBurst=5\\n' >/etc/systemd/system/qvm@.service.d/burst.conf && systemctl daemon-reload");
-    // A supervisor that crashes again and again is given up, its guest is not.
+    host.sh("mkdir /etc/systemd/system/qvm@.service.d && printf '[Unit]\\nStartLimitBurst=5\\n' \
+             >/etc/systemd/system/qvm@.service.d/burst.conf && systemctl daemon-reload");
+    // A supervisor that crashes repeatedly is given up; its guest keeps running.
     host.sh("systemctl start qvm@web");
     let qemu = host.qemu("web");
     let crash = "systemctl kill --kill-whom=main --signal=KILL qvm@web";
@@ -450,16 +466,23 @@ fn a_crash_costs_no_guest_and_a_stop_leaves_none() {
     host.wait("web", "ActiveState", "active");
     host.sh("systemctl stop qvm@web");
 
-    // QEMU dies: a new one.
+    // QEMU is killed: a new one is started.
     host.sh("systemctl start qvm@web");
     let qemu = host.qemu("web");
     host.sh(&format!("kill -KILL {qemu}"));
-    host.until("another QEMU", &format!("p=$(sed -n 's/.*\"pid\": \\([0-9]*\\).*/\\1/p' /run/qvm/web/record.json) && [ -n \"$p\" ] && [ \"$p\" != {qemu} ]"));
+    host.until(
+        "another QEMU",
+        &format!(
+            "p=$(sed -n 's/.*\"pid\": \\([0-9]*\\).*/\\1/p' \
+                                         /run/qvm/web/record.json) && [ -n \"$p\" ] && \
+                                         [ \"$p\" != {qemu} ]"
+        ),
+    );
     host.wait("web", "ActiveState", "active");
     host.ended("web", "qemu-signal");
     host.sh("systemctl stop qvm@web");
 
-    // A VM that cannot start is given up; `qvm start` tries again, and says what it is.
+    // A VM that cannot start is given up; `qvm start` retries, and prints the reason.
     host.sh("head -c 100000 /payload/boot.qcow2 >/root/cut.qcow2");
     host.write("cut", "accel = \"tcg\"\nmem = \"64M\"\n[image]\npath = \"/root/cut.qcow2\"\n");
     host.refused("qvm start cut");
@@ -468,7 +491,7 @@ fn a_crash_costs_no_guest_and_a_stop_leaves_none() {
     assert_eq!(host.show("cut", "NRestarts"), "5");
     assert!(host.refused("qvm start cut").contains("error: cut: "));
 
-    // A host at fault is waited for, as long as it takes.
+    // A fault of the host is retried without a limit.
     host.vm("net", "boot", "bridge = \"br7\"");
     host.refused("qvm start net");
     host.until(
@@ -480,7 +503,7 @@ fn a_crash_costs_no_guest_and_a_stop_leaves_none() {
     host.sh("ip link show qvm-net | grep -q 'master br7'");
     host.sh("systemctl stop qvm@net && ! ip link show qvm-net 2>/dev/null");
 
-    // An invalid file is not tried again.
+    // An invalid file is not retried.
     host.write("bad", "vcpu = \n");
     assert!(host.refused("qvm start bad").contains("bad.toml:1:8"));
     host.sh("systemctl daemon-reload; systemctl start qvm@bad || true");
@@ -489,7 +512,7 @@ fn a_crash_costs_no_guest_and_a_stop_leaves_none() {
         ("78".into(), "0".into())
     );
 
-    // A guest that powers itself off stays down.
+    // A guest that powers itself off stays off.
     host.vm("off", "boot-poweroff", "");
     host.sh("systemctl daemon-reload && systemctl start qvm@off || true");
     host.wait("off", "ActiveState", "inactive");
@@ -501,10 +524,10 @@ fn a_crash_costs_no_guest_and_a_stop_leaves_none() {
     host.lab.ok(&["kill", "host"]);
 }
 
-/// The host goes down under its guests, and comes back.
+/// The host reboots with running guests.
 #[test]
 #[ignore = "run by `make test-host`"]
-fn a_host_that_reboots_stops_its_guests_in_order_and_starts_the_right_ones() {
+fn reboot_stops_and_starts_guests_in_order() {
     let Some(host) = Host::new() else { return };
     host.vm("db", "boot", "autostart = true");
     host.vm("web", "boot", "autostart = true\nafter = [\"db\"]");
@@ -528,9 +551,9 @@ fn a_host_that_reboots_stops_its_guests_in_order_and_starts_the_right_ones() {
 
     let says = |name: &str, what: &str| {
         let journal = host.journal(name, -1);
-        assert!(journal.contains(what), "{name} never said `{what}`\n{journal}");
+        assert!(journal.contains(what), "{name} never printed `{what}`\n{journal}");
     };
-    // How each of them ended, by its own last end and by the journal of that boot.
+    // The end of each guest, by its last end and by the journal of that boot.
     for (name, reason) in [
         ("db", "stopped"),
         ("web", "stopped"),
@@ -544,13 +567,14 @@ fn a_host_that_reboots_stops_its_guests_in_order_and_starts_the_right_ones() {
     let at = |name: &str, what: &str| -> f64 {
         let journal = host.journal(name, -1);
         let line = journal.lines().find(|line| line.contains(what));
-        let line = line.unwrap_or_else(|| panic!("{name} never said `{what}`\n{journal}"));
+        let line = line.unwrap_or_else(|| panic!("{name} never printed `{what}`\n{journal}"));
         line.split(['[', ']']).nth(1).unwrap().trim().parse().unwrap()
     };
     says("web", "the guest shut down, requested by a signal");
     says("deaf", "the guest did not shut down in time and was forced off");
     says("sleeper", "the guest's state was saved at the shutdown of the host");
-    // `after` the other way round; the deaf one holds up nobody and is forced off in its time.
+    // `after` in the reverse order; the unresponsive guest delays no other one, and is forced off
+    // at its deadline.
     let (web, db) = (at("web", "Stopped qvm@"), at("db", "Stopping qvm@"));
     assert!(web <= db, "{web} {db}");
     let (web, deaf) = (at("web", "Stopping qvm@"), at("deaf", "Stopped qvm@"));
@@ -561,7 +585,7 @@ fn a_host_that_reboots_stops_its_guests_in_order_and_starts_the_right_ones() {
     let journal = host.journal("deaf", -1);
     assert!(!journal.contains("timed out"), "{journal}");
 
-    // Exactly the ones with autostart are up; one of them cannot be, and says why.
+    // Exactly the VMs with autostart run; one of them cannot start, and reports the reason.
     let list = host.sh("qvm list --json");
     let list: serde_json::Value = serde_json::from_str(&list).unwrap();
     let up: Vec<&str> = list
@@ -572,7 +596,8 @@ fn a_host_that_reboots_stops_its_guests_in_order_and_starts_the_right_ones() {
         .map(|vm| vm["name"].as_str().unwrap())
         .collect();
     assert_eq!(up, ["db", "sleeper", "web"]);
-    // Those that were saved go on, the one by itself and the other when it is started; a stop of the unit alone saves nothing.
+    // Saved guests continue, one automatically and one when it is started; a stop of the unit alone
+    // saves nothing.
     let boots = "grep -c BOOT-GUEST-READY /var/lib/qvm/vms/sleeper/console.log";
     assert!(host.counts_on("sleeper") > counted.0);
     assert_eq!(host.sh(boots), "1\n");
@@ -584,44 +609,54 @@ fn a_host_that_reboots_stops_its_guests_in_order_and_starts_the_right_ones() {
     host.wait("bad", "ActiveState", "failed");
     assert_eq!(host.show("bad", "ExecMainStatus"), "78");
     assert!(host.journal("bad", 0).contains("bad.toml:2:8"), "{}", host.journal("bad", 0));
-    // An error, to the journal as well.
+    // The journal has it as an error too.
     host.sh("journalctl -b -p err -u qvm@bad | grep -q 'bad.toml:2:8'");
     host.sh("! journalctl -b -p warning -u qvm@db | grep -q ' started, pid '");
     host.sh("systemctl is-active qvm.target multi-user.target");
 
-    // Off, by the host's power button, with a guest that does not care.
+    // The host's power button, with a guest that ignores its own.
     host.start(&["deaf"]);
     host.lab.ok(&["stop", "host"]);
     assert_eq!(host.lab.last_reason("host"), "stopped");
 }
 
-/// Who waits for whom at a start; and who knows of the VMs that run.
+/// The order of starts by readiness, and systemd-machined.
 #[test]
 #[ignore = "run by `make test-host`"]
-fn others_wait_until_a_guest_is_ready() {
+fn start_waits_for_readiness() {
     let Some(host) = Host::new() else { return };
-    // A Linux with an agent, which takes its time here.
-    host.vm("db", "tiny", "mem = \"256M\"\nautostart = true\nready = \"agent\"\nreadyTimeoutSec = 3600\nreadyFailure = \"fail\"");
+    // A Linux guest with an agent, which boots slowly here.
+    host.vm(
+        "db",
+        "tiny",
+        "mem = \"256M\"\nautostart = true\nready = \"agent\"\n\
+                           readyTimeoutSec = 3600\nreadyFailure = \"fail\"",
+    );
     host.vm("web", "boot", "autostart = true\nafter = [\"db\"]");
     host.vm("never", "boot", "ready = \"agent\"\nreadyTimeoutSec = 3\nreadyFailure = \"fail\"");
     host.sh("systemctl daemon-reload && systemctl start --no-block qvm@db qvm@web");
-    host.until("db's guest boots", "[ \"$(systemctl show -P StatusText qvm@db)\" != '' ] && qvm status db | grep -q 'ready: *waiting'");
+    host.until(
+        "db's guest boots",
+        "[ \"$(systemctl show -P StatusText qvm@db)\" != '' ] && \
+                                    qvm status db | grep -q 'ready: *waiting'",
+    );
     assert_eq!(host.show("db", "ActiveState"), "activating");
     assert_eq!(host.show("web", "ActiveState"), "inactive");
     host.wait("web", "ActiveState", "active");
     assert_eq!(host.show("db", "ActiveState"), "active");
     host.until("db's guest runs a command", "qvm exec db -- true");
 
-    // One that does not get ready fails its start, and is shut down before it is tried again.
+    // A guest that does not become ready fails its start, and is shut down before the next attempt.
     host.sh("! systemctl start qvm@never");
     host.until("it is tried again", "[ $(systemctl show -P NRestarts qvm@never) -gt 0 ]");
     assert!(host.journal("never", 0).contains("the guest did not get ready: not within 3 s"));
     host.sh("systemctl stop qvm@never");
 
-    // systemd-machined lists each VM as long as it runs, whoever supervises it.
+    // systemd-machined lists each VM while it runs, also after an adoption.
     let listed = |names: &[&str]| {
         let script = format!(
-            "[ \"$(machinectl list --no-legend | awk '{{ print $1, $2, $3 }}' | sort | tr '\\n' ',')\" = '{}' ]",
+            "[ \"$(machinectl list --no-legend | awk '{{ print $1, $2, \
+             $3 }}' | sort | tr '\\n' ',')\" = '{}' ]",
             names.iter().map(|name| format!("{name} vm qvm,")).collect::<String>()
         );
         host.until(&format!("machinectl lists {names:?}"), &script);
@@ -632,9 +667,9 @@ fn others_wait_until_a_guest_is_ready() {
     listed(&["db", "net", "web"]);
     let leader = || host.sh("machinectl show -p Leader --value net").trim().to_owned();
     assert_eq!(leader(), host.show("net", "MainPID"));
-    let interfaces = host.sh(
-        "busctl get-property org.freedesktop.machine1 /org/freedesktop/machine1/machine/net org.freedesktop.machine1.Machine NetworkInterfaces",
-    );
+    let interfaces = host
+        .sh("busctl get-property org.freedesktop.machine1 /org/freedesktop/machine1/machine/net \
+         org.freedesktop.machine1.Machine NetworkInterfaces");
     assert_eq!(interfaces, format!("ai 1 {}", host.sh("cat /sys/class/net/qvm-net/ifindex")));
     assert_eq!(host.sh("machinectl show -p Unit --value net").trim(), "qvm@net.service");
     let qemu = host.qemu("net");
@@ -643,9 +678,14 @@ fn others_wait_until_a_guest_is_ready() {
         "its new supervisor is the leader",
         "[ $(machinectl show -p Leader --value net) = $(systemctl show -P MainPID qvm@net) ]",
     );
-    // What machinectl does to a machine is what an operator means by it.
+    // The commands of machinectl have their documented effects.
     host.sh("machinectl reboot net");
-    host.until("the guest has rebooted", "qvm status net | grep -q '^state: *running' && [ $(journalctl -o cat -u qvm@net | grep -c ' started, pid ') -gt 1 ]");
+    host.until(
+        "the guest has rebooted",
+        "qvm status net | grep -q '^state: *running' && \
+                                          [ $(journalctl -o cat -u qvm@net | grep -c ' started, \
+                                          pid ') -gt 1 ]",
+    );
     assert_ne!(host.qemu("net"), qemu);
     host.sh("machinectl poweroff net");
     host.wait("net", "ActiveState", "inactive");
@@ -657,7 +697,7 @@ fn others_wait_until_a_guest_is_ready() {
     }
     listed(&["db"]);
 
-    // The host's memory: a start that there is no room for fails once, and is not tried again; or waits until there is room.
+    // Admission: a start without enough memory fails once, and is not retried; or waits for memory.
     host.sh("printf 'reserveMem = \"2900M\"\\n' >/etc/qvm/qvm.toml");
     host.vm("big", "boot", "mem = \"512M\"");
     let said = host.refused("qvm start big");
@@ -679,22 +719,28 @@ fn others_wait_until_a_guest_is_ready() {
     host.lab.ok(&["kill", "host"]);
 }
 
-/// A plain user, whose VMs live as long as the user's manager does.
+/// An unprivileged user, whose VMs run as long as the user's service manager.
 #[test]
 #[ignore = "run by `make test-host`"]
-fn a_user_s_vms_are_units_of_the_user_s_manager() {
+fn user_vms_are_user_units() {
     let Some(host) = Host::new() else { return };
-    // systemd ends a user's manager after two minutes, which a loaded machine needs.
-    host.sh("mkdir /etc/systemd/system/user@.service.d && printf '[Service]\\nTimeoutStopSec=1200\\n' >/etc/systemd/system/user@.service.d/long.conf && systemctl daemon-reload");
-    host.sh("useradd -m op && install -d -o op /home/op/.config/qvm/vms /home/op/.config/qvm /home/op/.config");
+    // systemd kills a user's manager after two minutes, which is too early on a loaded machine.
+    host.sh("mkdir /etc/systemd/system/user@.service.d && printf \
+             '[Service]\\nTimeoutStopSec=1200\\n' \
+             >/etc/systemd/system/user@.service.d/long.conf && systemctl daemon-reload");
+    host.sh("useradd -m op && install -d -o op /home/op/.config/qvm/vms /home/op/.config/qvm \
+             /home/op/.config");
     for (name, more) in [("web", "autostart = true"), ("nap", "hostShutdown = \"suspend\"")] {
         host.sh(&format!(
-            "cat >/home/op/.config/qvm/vms/{name}.toml <<'END'\naccel = \"tcg\"\nmem = \"64M\"\nshutdownTimeoutSec = 1200\n{more}\n[image]\npath = \"/payload/boot-count.qcow2\"\nEND\n"
+            "cat >/home/op/.config/qvm/vms/{name}.toml <<'END'\naccel = \"tcg\"\nmem = \"64M\"\n\
+             shutdownTimeoutSec = 1200\n{more}\n[image]\npath = \"/payload/boot-count.qcow2\"\n\
+             END\n"
         ));
     }
     let op = |script: &str| -> String {
         host.sh(&format!(
-            "cd /home/op && setpriv --reuid=op --regid=op --init-groups env HOME=/home/op XDG_RUNTIME_DIR=/run/user/$(id -u op) sh -c {}",
+            "cd /home/op && setpriv --reuid=op --regid=op --init-groups env HOME=/home/op \
+             XDG_RUNTIME_DIR=/run/user/$(id -u op) sh -c {}",
             shell_quoted(script)
         ))
     };
@@ -711,12 +757,12 @@ fn a_user_s_vms_are_units_of_the_user_s_manager() {
     let counts_on = |name: &str| {
         host.log_counts_on(&format!("/home/op/.local/share/qvm/vms/{name}/console.log"))
     };
-    // With lingering the manager is there without a login, and starts what has `autostart`.
+    // With lingering, the manager runs without a login, and starts the VMs with `autostart`.
     host.sh("loginctl enable-linger op");
     until("it is started", "systemctl --user is-active --quiet qvm@web");
     op("qvm start nap && systemctl --user is-active --quiet qvm@nap");
     let (web, nap) = (counts_on("web"), counts_on("nap"));
-    // A crash costs nothing here either.
+    // A crash of the supervisor keeps the guest here too.
     op("systemctl --user kill --kill-whom=main --signal=KILL qvm@web");
     until(
         "it is taken over",
@@ -724,7 +770,7 @@ fn a_user_s_vms_are_units_of_the_user_s_manager() {
     );
     assert!(counts_on("web") > web);
     assert_eq!(boots("web"), "1\n");
-    // The manager ends, as when the host goes down: each guest as its VM file says.
+    // The manager ends, as at a shutdown of the host: each guest is stopped by its VM file.
     host.sh("systemctl stop user@$(id -u op).service && ! pidof qemu-system-x86_64");
     host.sh("systemctl start user@$(id -u op).service");
     until("it is started again", "systemctl --user is-active --quiet qvm@web");
@@ -742,15 +788,15 @@ fn a_user_s_vms_are_units_of_the_user_s_manager() {
     host.lab.ok(&["kill", "host"]);
 }
 
-/// As one word of sh(1).
+/// Quotes a text as one word of sh(1).
 fn shell_quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
-/// The package comes anew, and goes.
+/// The package is upgraded and removed.
 #[test]
 #[ignore = "run by `make test-host`"]
-fn an_upgrade_leaves_guests_running_and_a_removal_their_disks() {
+fn upgrade_keeps_guests_and_removal_keeps_disks() {
     let Some(host) = Host::new() else { return };
     host.vm("one", "boot-count", "");
     host.vm("two", "boot", "");
@@ -782,7 +828,7 @@ fn an_upgrade_leaves_guests_running_and_a_removal_their_disks() {
         "{end}"
     );
     host.sh("dpkg -P qvm && ls /var/lib/qvm/vms/one/root.qcow2 /etc/qvm/vms/one.toml");
-    // And back again: everything as it was.
+    // Installed again: everything is as before.
     host.sh("dpkg -i /payload/qvm.deb && systemctl start qvm@two");
     assert_eq!(host.show("two", "ActiveState"), "active");
     host.lab.ok(&["kill", "host"]);

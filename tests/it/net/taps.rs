@@ -386,7 +386,7 @@ fn detached_tap_follows_tap_heal() {
     // A deleted tap cannot be restored.
     ip(&lab, "link del qvm-web");
     let is_deleted = || lab.status("web")["notes"].to_string().contains("deleted");
-    until("that is told", is_deleted);
+    until("that is reported", is_deleted);
     lab.ok(&["kill", "web"]);
     assert_eq!(lab.exit_code(two), Some(0));
     assert!(!lab.log("web").contains("panicked"));

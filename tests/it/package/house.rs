@@ -920,8 +920,6 @@ fn tree(directories: &[&str]) -> Vec<Source> {
 /// Reads all files that follow the rules of language.
 fn texts() -> Vec<Source> {
     let mut sources = tree(&["src", "qmp", "tests", "bench", "fuzz/fuzz_targets", "fuzz/checks"]);
-    // Not reworded yet.
-    sources.retain(|source| !source.path.starts_with("tests/host/"));
     for path in TEXTS {
         read_texts(Path::new(env!("CARGO_MANIFEST_DIR")), path, &mut sources);
     }

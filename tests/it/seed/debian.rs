@@ -41,7 +41,7 @@ fn facts(lab: &Lab) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn cloud_init_sets_the_guest_up_once() {
+fn cloud_init_runs_once() {
     let Some(image) = guest("debian-12.qcow2") else { return };
     let Some(network) = Network::new() else { return };
     let mut lab = Lab::new();
