@@ -43,7 +43,8 @@ fn phase(lab: &Lab) -> Option<String> {
     Some(present.get("switch")?["phase"].as_str().unwrap().to_owned())
 }
 
-/// What the guest wrote before a snapshot is in it, what it wrote afterward is not, and all of it is
+/// What the guest wrote before a snapshot is in it, what it wrote afterward is not, and all of it
+/// is
 /// in the present.
 fn writes_go_to_the_overlay(mut lab: Lab, image: &Path) {
     lab.vm("web", image, DISKS);
