@@ -44,8 +44,7 @@ fn phase(lab: &Lab) -> Option<String> {
 }
 
 /// What the guest wrote before a snapshot is in it, what it wrote afterward is not, and all of it
-/// is
-/// in the present.
+/// is in the present.
 fn writes_go_to_the_overlay(mut lab: Lab, image: &Path) {
     lab.vm("web", image, DISKS);
     let mut one = lab.run("web");
