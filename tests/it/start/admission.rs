@@ -158,7 +158,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn what_the_host_has_no_memory_for_is_refused_with_the_sums() {
+fn insufficient_memory_is_refused() {
     let Some(host) = Host::new(2, "") else { return };
     for name in ["a", "b", "c"] {
         host.vm(name);
