@@ -123,7 +123,7 @@ test-faults: setup guests ## Test faults of qvm and of the host for some minutes
 
 .PHONY: test-host
 test-host: setup guests host deb ## Test the package in a VM with systemd and cgroup v2, with nested guests
-	QVM_DEB="$$(ls -t $(CURDIR)/$(OUT)/qvm_*.deb | head -n 1)" \
+	QVM_TEST_LONG=1 QVM_DEB="$$(ls -t $(CURDIR)/$(OUT)/qvm_*.deb | head -n 1)" \
 		$(CARGO) test --locked --test host -- --ignored --test-threads=1
 
 .PHONY: test-systemd

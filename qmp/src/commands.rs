@@ -93,8 +93,12 @@ impl Client {
             if is_last || !is_refused || Instant::now() >= deadline {
                 return done;
             }
-            // The migration may have ended between both commands: one more attempt.
-            is_last = self.query_status(limit).await? != MIGRATION_ENDS;
+            // The migration may have ended between both commands: one more attempt. Without a run
+            // state the refusal stays the reason.
+            match self.query_status(limit).await {
+                Ok(state) => is_last = state != MIGRATION_ENDS,
+                Err(_) => return done,
+            }
             sleep(POLL).await;
         }
     }

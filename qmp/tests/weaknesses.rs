@@ -121,8 +121,10 @@ async fn event_flood_delays_no_reply() {
 
 #[tokio::test]
 async fn refusal_has_qemus_description() {
-    let turns =
-        vec![Turn::Expect("cont"), Turn::Refuse("GenericError", "not now"), Turn::AwaitClose];
+    let refused = || [Turn::Expect("cont"), Turn::Refuse("GenericError", "not now")];
+    let state = [Turn::Expect("query-status"), Turn::Return(json!({"status": "paused"}))];
+    let turns = refused().into_iter().chain(state).chain(refused()).chain([Turn::AwaitClose]);
+    let turns = turns.collect();
     let error = session(turns).await.client.cont(LIMIT).await.unwrap_err();
     assert_eq!(error.to_string(), "`cont` was refused: not now");
 }

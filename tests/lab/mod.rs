@@ -443,7 +443,35 @@ impl Drop for Lab {
                 }
             }
         }
+        // A start that had not yet written its files.
+        let ended = Instant::now();
+        while ended.elapsed() < Duration::from_secs(10) {
+            let left = processes_of(&self.dir);
+            if left.is_empty() {
+                break;
+            }
+            for pid in left {
+                let pid = nix::unistd::Pid::from_raw(pid);
+                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
+}
+
+/// Returns the processes of qvm and QEMU whose command line contains a lab's directory.
+fn processes_of(dir: &Path) -> Vec<i32> {
+    let dir = dir.to_string_lossy();
+    let is_of_lab = |pid: &i32| {
+        let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        let program = program.file_name().unwrap_or_default().to_string_lossy();
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        (program.starts_with("qvm") || program.starts_with("qemu"))
+            && String::from_utf8_lossy(&arguments).contains(&*dir)
+    };
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(is_of_lab).collect()
 }
 
 /// Returns the notes of a status, as [`Lab::notes`] does.
