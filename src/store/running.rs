@@ -355,6 +355,16 @@ mod tests {
         child.id()
     }
 
+    /// Waits until a file is closed everywhere: a child of another test, forked meanwhile, has it
+    /// open until it executes its program.
+    fn until_released<T>(mut released: impl FnMut() -> Option<T>) -> T {
+        let mut attempt = || {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            released()
+        };
+        (0..12_000).find_map(|_| attempt()).unwrap()
+    }
+
     #[test]
     fn proof_is_needed_for_not_running() {
         let dir = tempfile::tempdir().unwrap();
@@ -396,7 +406,7 @@ mod tests {
             assert_eq!(word(find(&paths)), held, "the lock beside the disks is held");
             drop(locks);
             // The lock of a verb proves that QEMU does not hold it.
-            let locks = Liveness::for_verb(&paths).unwrap();
+            let locks = until_released(|| Liveness::for_verb(&paths).ok());
             assert_eq!(word(find(&paths)), free);
             drop(locks);
         }
@@ -492,6 +502,6 @@ mod tests {
         let listener = std::os::unix::net::UnixListener::bind(paths.qmp_socket()).unwrap();
         assert!(find(&paths).is_err());
         drop(listener);
-        assert!(matches!(find(&paths), Ok(PreviousQemu::None)));
+        until_released(|| matches!(find(&paths), Ok(PreviousQemu::None)).then_some(()));
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{fs, process::Stdio};
 
-use crate::lab::{Lab, guest, notes_of, runs};
+use crate::lab::{Lab, guest, notes_of, runs, until};
 
 /// `old` runs without a VM file, `gone` is stopped without one, `web` has one and runs.
 fn lab() -> Option<Lab> {
@@ -18,6 +18,8 @@ fn lab() -> Option<Lab> {
     for name in ["old", "gone"] {
         fs::remove_file(lab.file(name)).unwrap();
     }
+    // A status does not wait long for a pending look at the VM file.
+    until("its supervisor misses the VM file", || lab.status("old")["orphan"] == true);
     Some(lab)
 }
 
