@@ -306,7 +306,9 @@ fn reseed_and_new_nic_are_both_kept() {
         let mut text = fs::read_to_string(lab.file("web")).unwrap();
         for nic in ["a", "b", "c"] {
             text += &format!("[nic.{nic}]\n");
-            fs::write(lab.file("web"), &text).unwrap();
+            // As an editor does: a reseed must not read half of the file.
+            fs::write(lab.path().join("next"), &text).unwrap();
+            fs::rename(lab.path().join("next"), lab.file("web")).unwrap();
             lab.ok(&["apply", "web"]);
         }
         done.store(true, Ordering::SeqCst);
