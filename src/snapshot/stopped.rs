@@ -5,6 +5,7 @@ use crate::{
     image::qemu_img::QemuImg,
     spec,
     store::{identity_store, layout::Layout, snapshots::Snapshots, vm_state},
+    sys::file,
     value::VmName,
 };
 
@@ -22,16 +23,16 @@ impl StoppedVm {
     /// # Errors
     /// The VM is not stopped or not known, its VM file is invalid, or its records cannot be used.
     pub fn lock(layout: &Layout, name: &VmName, qemu_img: QemuImg) -> Result<Self, Error> {
-        let (paths, file) = (layout.vm(name), layout.vm_file(name));
-        if file.symlink_metadata().is_err() {
-            return Err(match paths.state.symlink_metadata() {
-                Ok(_) => Error::NoFile(file),
-                Err(_) => Error::NoVm(name.clone()),
+        let (paths, vm_file) = (layout.vm(name), layout.vm_file(name));
+        if !file::exists(&vm_file)? {
+            return Err(match file::exists(&paths.state)? {
+                true => Error::NoFile(vm_file),
+                false => Error::NoVm(name.clone()),
             });
         }
         let locks = vm_state::down(&paths)?;
-        let (vm, text) = spec::load_with_text(&file).map_err(Error::Invalid)?;
-        if paths.saved().symlink_metadata().is_ok() {
+        let (vm, text) = spec::load_with_text(&vm_file).map_err(Error::Invalid)?;
+        if file::exists(&paths.saved())? {
             return Err(Error::Suspended);
         }
         let settled = settle::settle(&paths, &qemu_img)?;

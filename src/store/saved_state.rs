@@ -98,7 +98,7 @@ pub fn open(path: &Path) -> Result<Option<(Saved, File)>, Error> {
 /// # Errors
 /// The file cannot be removed.
 pub fn remove(path: &Path) -> Result<(), Error> {
-    if path.symlink_metadata().is_ok() {
+    if file::exists(path)? {
         file::remove(path)?;
         file::sync_dir(path)?;
     }

@@ -47,7 +47,7 @@ impl<'a> Draft<'a> {
         // Checked again while the lock is held.
         free(layout, name)?;
         let there = layout.vm(name);
-        if there.unfinished().symlink_metadata().is_ok() {
+        if file::exists(&there.unfinished())? {
             file::remove_tree(&there.state)?;
         }
         file::remove_tree(&paths.state)?;
@@ -130,14 +130,18 @@ impl Drop for Draft<'_> {
 
 /// Refuses a name in use.
 fn free(layout: &Layout, name: &VmName) -> Result<(), Error> {
-    if layout.vm_file(name).symlink_metadata().is_ok() {
+    if file::exists(&layout.vm_file(name))? {
         return Err(Error::Exists(name.clone()));
     }
     let paths = layout.vm(name);
-    let ours = |meta: &fs::Metadata| meta.is_dir() && paths.unfinished().symlink_metadata().is_ok();
-    match paths.state.symlink_metadata() {
-        Ok(meta) if !ours(&meta) => Err(Error::Kept { name: name.clone(), path: paths.state }),
-        _ => Ok(()),
+    if !file::exists(&paths.state)? {
+        return Ok(());
+    }
+    // A directory alone: a symbolic link is not a leftover of an interrupted transfer.
+    let is_dir = paths.state.symlink_metadata().is_ok_and(|meta| meta.is_dir());
+    match is_dir && file::exists(&paths.unfinished())? {
+        true => Ok(()),
+        false => Err(Error::Kept { name: name.clone(), path: paths.state }),
     }
 }
 
@@ -166,6 +170,15 @@ mod tests {
         assert_eq!(fs::read(layout.vm_file(&web)).unwrap(), b"vcpu = 2\n");
         assert!(fs::read_dir(layout.vm(&web).state).unwrap().next().is_none());
         assert!(matches!(Draft::create(&layout, &web), Err(Error::Exists(_))));
+    }
+
+    #[test]
+    fn name_that_cannot_be_examined_is_not_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let (layout, web) = (layout(dir.path()), "web".parse().unwrap());
+        fs::create_dir_all(&layout.state).unwrap();
+        std::os::unix::fs::symlink("vms", layout.vm_states()).unwrap();
+        assert!(matches!(free(&layout, &web), Err(Error::File(_))));
     }
 
     #[test]

@@ -122,7 +122,7 @@ fn parts(source: &StoppedVm, disks: &[TransferredDisk]) -> Result<Vec<(Part, Con
 
 /// Writes a new file completely or not at all.
 fn into(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<(), Error>) -> Result<(), Error> {
-    if path.symlink_metadata().is_ok() {
+    if file::exists(path)? {
         return Err(Error::FileExists(path.to_owned()));
     }
     file::remove_abandoned_beside(path);

@@ -45,22 +45,23 @@ struct StoppedVm {
 impl StoppedVm {
     /// Locks a VM that has a valid VM file.
     fn lock(layout: &Layout, name: &VmName) -> Result<Self, Error> {
-        let (paths, file) = (layout.vm(name), layout.vm_file(name));
-        if file.symlink_metadata().is_err() {
-            return Err(match paths.state.symlink_metadata() {
-                Ok(_) => Error::NoFile(file),
-                Err(_) => Error::NoVm(name.clone()),
+        let (paths, vm_file) = (layout.vm(name), layout.vm_file(name));
+        if !file::exists(&vm_file)? {
+            return Err(match file::exists(&paths.state)? {
+                true => Error::NoFile(vm_file),
+                false => Error::NoVm(name.clone()),
             });
         }
         let locks = vm_state::down(&paths)?;
-        let (vm, text) = spec::load_with_text(&file).map_err(Error::Invalid)?;
-        if paths.saved().symlink_metadata().is_ok() {
+        let (vm, text) = spec::load_with_text(&vm_file).map_err(Error::Invalid)?;
+        if file::exists(&paths.saved())? {
             return Err(Error::Suspended);
         }
         if snapshot::settle::is_pending(&paths)? {
             return Err(Error::SnapshotPending);
         }
-        let mode = file::metadata(&file)?.map_or(0o640, |meta| meta.permissions().mode() & 0o777);
+        let mode =
+            file::metadata(&vm_file)?.map_or(0o640, |meta| meta.permissions().mode() & 0o777);
         Ok(Self { vm, text, mode, paths, _locks: locks })
     }
 }

@@ -53,10 +53,9 @@ pub fn rename(layout: &Layout, old: &VmName, new: &VmName) -> Result<Renamed, Er
     if old == new {
         return Err(Error::Same(old.clone()));
     }
-    let is_there = |path: &Path| path.symlink_metadata().is_ok();
     let files = [old, new].map(|name| layout.vm_file(name));
     let [from, to] = [old, new].map(|name| layout.vm(name));
-    let known = is_there(&files[0]) || is_there(&from.state);
+    let known = file::exists(&files[0])? || file::exists(&from.state)?;
     if !known {
         return Err(Error::NoVm(old.clone()));
     }
@@ -65,8 +64,8 @@ pub fn rename(layout: &Layout, old: &VmName, new: &VmName) -> Result<Renamed, Er
         true => in_use(source),
         false => source.into(),
     })?;
-    let places = (place(&from.state, old), place(&to.state, old));
-    let begins = match (is_there(&files[0]), is_there(&files[1])) {
+    let places = (place(&from.state, old)?, place(&to.state, old)?);
+    let begins = match (file::exists(&files[0])?, file::exists(&files[1])?) {
         (true, true) => return Err(Error::Exists(new.clone())),
         (false, false) => return Err(Error::NoFile(files[0].clone())),
         (begins, _) => begins,
@@ -142,7 +141,7 @@ fn keep_hostname(
 
 /// Renames the state directory.
 fn rename_state(old: &VmName, from: &Path, to: &Path) -> Result<(), Error> {
-    let done = match (place(from, old), place(to, old)) {
+    let done = match (place(from, old)?, place(to, old)?) {
         (Place::Free, _) => return Ok(()),
         // After an exchange only the link is left.
         (Place::Step, _) => fs::remove_file(from),
@@ -156,13 +155,17 @@ fn rename_state(old: &VmName, from: &Path, to: &Path) -> Result<(), Error> {
     Ok(file::sync_dir(to)?)
 }
 
-fn place(path: &Path, old: &VmName) -> Place {
-    match (path.symlink_metadata(), fs::read_link(path)) {
-        (Err(_), _) => Place::Free,
-        (_, Ok(target)) if target == Path::new(old.as_str()) => Place::Step,
-        (_, Ok(_)) => Place::Link,
-        (Ok(_), Err(_)) => Place::Directory,
+fn place(path: &Path, old: &VmName) -> Result<Place, Error> {
+    if !file::exists(path)? {
+        return Ok(Place::Free);
     }
+    Ok(match fs::read_link(path) {
+        Ok(target) if target == Path::new(old.as_str()) => Place::Step,
+        Ok(_) => Place::Link,
+        // EINVAL: not a symbolic link.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Place::Directory,
+        Err(error) => return Err(file::Error::on("read", path)(error).into()),
+    })
 }
 
 /// Validates the VM file under both names; it must be a regular file.

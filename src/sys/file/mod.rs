@@ -189,6 +189,18 @@ pub fn metadata(path: &Path) -> Result<Option<fs::Metadata>, Error> {
     }
 }
 
+/// Whether a path exists, also as a symbolic link to a missing file.
+///
+/// # Errors
+/// That cannot be determined, for example because a directory of the path may not be searched.
+pub fn exists(path: &Path) -> Result<bool, Error> {
+    match path.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(Error::on("examine", path)(e)),
+    }
+}
+
 /// Removes the leftovers of a crash from a directory of a VM. The caller holds the VM's lock, which
 /// excludes all writers except those of [`Temporary`]. Temporary files of running writers are kept.
 ///
@@ -230,6 +242,17 @@ mod tests {
         fs::create_dir(&blocked).unwrap();
         assert!(write(&blocked, b"x", 0o600).is_err(), "a directory is not replaced");
         assert_eq!(list(dir.path()).unwrap().len(), 2, "no temporary file remains");
+    }
+
+    #[test]
+    fn unreachable_path_is_not_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("loop");
+        assert!(!exists(&path).unwrap());
+        std::os::unix::fs::symlink(&path, &path).unwrap();
+        assert!(exists(&path).unwrap());
+        // ELOOP, also for root.
+        assert!(exists(&path.join("x")).is_err());
     }
 
     #[test]
